@@ -1,0 +1,127 @@
+"""A QuPath project behind one interface, with QuPath's own code or without Java."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol
+from uuid import UUID
+
+from pathosam_qupath.qupath.objects import PathObject
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+Backend = Literal["auto", "paquo", "embedded"]
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where an entry's pixels are, and how QuPath's frame lies on the file's pixels.
+
+    Attributes
+    ----------
+    uri : as the project stores it.
+    path : the file found (after relocation and path mapping), or None.
+    series : which image of the file.
+    rotation : clockwise degrees, 0, 90, 180 or 270, that QuPath applies.
+    crop : (x, y, width, height) in file pixels that QuPath shows, or None.
+    mpp : (x, y) micrometres per pixel that the project overrides, or None.
+    problem : why the pixels cannot be had ("file not found: …"), or None.
+    """
+
+    uri: str | None
+    path: Path | None
+    series: int = 0
+    rotation: int = 0
+    crop: tuple[int, int, int, int] | None = None
+    mpp: tuple[float, float] | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HierarchyChange:
+    """What to take out of an image's hierarchy and what to put in, in one write.
+
+    Attributes
+    ----------
+    remove : ids of objects to remove; children of a removed object move to its parent.
+    add : detections (columns: ``FRAME_COLUMNS``; ``parent`` an annotation's id as text,
+        or None for the root; every further float column is a measurement).
+    """
+
+    remove: frozenset[UUID] = frozenset()
+    add: gpd.GeoDataFrame | None = None
+
+
+class Entry(Protocol):
+    """One image of a project."""
+
+    id: str
+    name: str
+    image_type: str | None
+    metadata: Mapping[str, str]
+    description: str | None
+    tags: Sequence[str]
+    image: ImageSource
+    data_path: Path
+    """The entry's ``data.qpdata``; it need not exist."""
+
+    def objects(self) -> list[PathObject]:
+        """Every object but the root, parents before children, in QuPath's order."""
+
+    def annotations(self) -> list[PathObject]:
+        """The annotations alone (cheap where there are many detections)."""
+
+    def detections(self) -> gpd.GeoDataFrame:
+        """Detections, cells and tiles in bulk (columns: ``FRAME_COLUMNS`` + measurements)."""
+
+    def write(self, change: HierarchyChange) -> None:
+        """Apply a change to ``data.qpdata`` in one atomic replacement.
+
+        Raises
+        ------
+        ChangedSinceReadError : the file is not the one that was read.
+        """
+
+
+class Project(Protocol):
+    """An open project; a context manager."""
+
+    path: Path
+    """The ``.qpproj`` file."""
+    backend: Literal["paquo", "embedded"]
+    qupath_version: str | None
+    entries: Sequence[Entry]
+    classes: Mapping[str, Color]
+
+    def add_classes(self, classes: Mapping[str, Color]) -> None:
+        """Append the classes that the project's list lacks; others keep their colour."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Project: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None: ...
+
+
+@dataclass(frozen=True)
+class PathMap:
+    """Replacement of the beginning of image paths: ``FROM=TO`` pairs, tried in order."""
+
+    pairs: tuple[tuple[str, str], ...] = field(default_factory=tuple)
+
+
+def open_project(
+    path: str | Path, backend: Backend = "auto", *, path_map: PathMap | None = None
+) -> Project:
+    """Open a QuPath project (a folder or a ``.qpproj`` file)."""
+    raise RuntimeError("being written")
