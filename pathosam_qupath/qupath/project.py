@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
 from uuid import UUID
 
+from pathosam_qupath.errors import BackendError, UsageError
 from pathosam_qupath.qupath.objects import PathObject
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ Color = tuple[int, int, int]
 class ImageSource:
     """Where an entry's pixels are, and how QuPath's frame lies on the file's pixels.
 
+    The crop is cut out first, then turned.
+
     Attributes
     ----------
     uri : as the project stores it.
@@ -29,7 +33,8 @@ class ImageSource:
     series : which image of the file.
     rotation : clockwise degrees, 0, 90, 180 or 270, that QuPath applies.
     crop : (x, y, width, height) in file pixels that QuPath shows, or None.
-    mpp : (x, y) micrometres per pixel that the project overrides, or None.
+    mpp : (x, y) micrometres per pixel that the project stores for the image as QuPath
+        shows it (after rotation and crop), or None where it is not calibrated.
     problem : why the pixels cannot be had ("file not found: …"), or None.
     """
 
@@ -101,7 +106,8 @@ class Project(Protocol):
     def add_classes(self, classes: Mapping[str, Color]) -> None:
         """Append the classes that the project's list lacks; others keep their colour."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let go of what was read."""
 
     def __enter__(self) -> Project: ...
 
@@ -115,13 +121,69 @@ class Project(Protocol):
 
 @dataclass(frozen=True)
 class PathMap:
-    """Replacement of the beginning of image paths: ``FROM=TO`` pairs, tried in order."""
+    r"""Replacement of the beginning of image paths: pairs (from, to), tried in order.
+
+    The first part is a folder (or file) as the project stores it, in its own system's
+    spelling (``/slides``, ``C:\slides``, ``\\server\slides``); the second a local one.
+    """
 
     pairs: tuple[tuple[str, str], ...] = field(default_factory=tuple)
+
+    @classmethod
+    def parse(cls, texts: Iterable[str]) -> PathMap:
+        """Return the map that ``FROM=TO`` texts describe.
+
+        Raises
+        ------
+        UsageError : a text without "=", or with nothing on one side of it.
+        """
+        pairs = []
+        for text in texts:
+            start, equals, target = text.partition("=")
+            if not (equals and start.strip() and target.strip()):
+                raise UsageError(
+                    f"path map {text!r}",
+                    "is not FROM=TO",
+                    "Write for instance --path-map /old/slides=/new/slides.",
+                )
+            pairs.append((start.strip(), target.strip()))
+        return cls(tuple(pairs))
 
 
 def open_project(
     path: str | Path, backend: Backend = "auto", *, path_map: PathMap | None = None
 ) -> Project:
-    """Open a QuPath project (a folder or a ``.qpproj`` file)."""
-    raise RuntimeError("being written")
+    """Open a QuPath project.
+
+    Parameters
+    ----------
+    path : the project's folder or its ``.qpproj`` file.
+    backend : "paquo" for QuPath's own code on a Java machine; "embedded" for this
+        package's reader and writer of the same files; "auto" for paquo where a QuPath
+        installation is found (the way paquo finds it), else embedded.
+    path_map : where image files are now, for those that moved.
+
+    Raises
+    ------
+    ProjectError : no such project, or one that cannot be read.
+    BackendError : paquo was asked for and cannot run.
+    """
+    from pathosam_qupath.qupath.jvm import find_installation
+    from pathosam_qupath.qupath.project_file import find_project_file
+
+    if backend not in ("auto", "paquo", "embedded"):
+        raise UsageError(f"backend {backend!r}", "is not known", "Use auto, paquo or embedded.")
+    file = find_project_file(path)
+    mapping = path_map or PathMap()
+    if backend == "paquo" or (backend == "auto" and find_installation() is not None):
+        from pathosam_qupath.qupath.paquo_project import PaquoProject
+
+        try:
+            return PaquoProject(file, path_map=mapping)
+        except BackendError as error:
+            if backend == "paquo":
+                raise
+            warnings.warn(f"{error} Going on with the embedded backend.", stacklevel=2)
+    from pathosam_qupath.qupath.embedded_project import EmbeddedProject
+
+    return EmbeddedProject(file, path_map=mapping)
