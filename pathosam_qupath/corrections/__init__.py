@@ -1,1 +1,1 @@
-"""."""
+"""What a model learns from, and how good it is: samples, training, metrics."""

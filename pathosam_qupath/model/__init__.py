@@ -1,1 +1,100 @@
-"""."""
+"""Networks that turn tiles into maps, and where their weights come from.
+
+`load_model` is the one way to a model; torch is imported only when it is called.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pathosam_qupath.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathosam_qupath.model.interface import NucleusModel
+
+#: Name of the model that comes with the package.
+BUNDLED = "bundled"
+_BUNDLED_FOLDER = Path(__file__).parent / "bundled"
+
+
+def load_model(name_or_path: str | Path = BUNDLED, device: str = "auto") -> NucleusModel:
+    """Load a model by name or from a weight file.
+
+    Parameters
+    ----------
+    name_or_path : "bundled", or the path of a file that `train` wrote.
+    device : "auto" (CUDA, else Apple's GPU, else CPU), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises
+    ------
+    ModelError : when the weights are missing, damaged or foreign, or the device is absent.
+
+    Examples
+    --------
+    >>> model = load_model(device="cpu")
+    >>> model.info.classes
+    ('Epithelial', 'Inflammatory', 'Connective')
+    """
+    from pathosam_qupath.model.compact import CompactModel
+    from pathosam_qupath.model.weights import file_sha256, load_weights
+
+    path = Path(name_or_path)
+    expected = None
+    if str(name_or_path) == BUNDLED:
+        path, expected = _bundled()
+    elif not path.is_file():
+        raise ModelError(
+            name_or_path,
+            "it is neither a model's name nor a file",
+            f"Give `{BUNDLED}` or the path of a .safetensors file.",
+        )
+    sha256 = file_sha256(path)
+    if expected is not None and sha256 != expected:
+        raise ModelError(
+            path,
+            f"its SHA-256 is {sha256[:12]}…, expected {expected[:12]}…: the file is damaged",
+            "Install the package again.",
+        )
+    network, description = load_weights(path)
+    return CompactModel(network, description, weights_hash=sha256, device=choose_device(device))
+
+
+def choose_device(device: str = "auto") -> str:
+    """The device to use for what was asked; a :class:`ModelError` when it is absent."""
+    import torch
+
+    found = [
+        name
+        for name, available in (
+            ("cuda", torch.cuda.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+            ("cpu", True),
+        )
+        if available
+    ]
+    if device == "auto":
+        return found[0]
+    kind, _, number = device.partition(":")
+    absent = kind not in found
+    if kind == "cuda" and not absent and number:
+        absent = not number.isdigit() or int(number) >= torch.cuda.device_count()
+    if absent:
+        raise ModelError(
+            f"device {device}",
+            f"this machine's PyTorch has {', '.join(found)}",
+            "Give one of these, or `auto`.",
+        )
+    return device
+
+
+def _bundled() -> tuple[Path, str]:
+    """The bundled weight file and the SHA-256 that it must have."""
+    folder = _BUNDLED_FOLDER
+    listing = folder / "SHA256SUMS"
+    if not listing.is_file():
+        raise ModelError(
+            listing, "the bundled model is missing from this installation", "Install it again."
+        )
+    sha256, name = listing.read_text(encoding="utf-8").split()
+    return folder / name, sha256

@@ -36,6 +36,8 @@ class ModelInfo:
     halo : pixels of each side of a tile whose maps are not used.
     classes : names of nucleus classes, in the order of the class channels.
     colors : (red, green, blue) per class.
+    stride : tiles of other sizes are accepted when their sides are multiples of this;
+        0 when only square tiles of ``tile`` pixels are.
     """
 
     name: str
@@ -45,12 +47,14 @@ class ModelInfo:
     halo: int
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
+    stride: int = 0
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
 
 class NucleusModel(Protocol):
     """A network that turns tiles into maps. Thread-safe; a tile's maps never depend on
-    the other tiles of the batch."""
+    the other tiles of the batch.
+    """
 
     info: ModelInfo
     device: str

@@ -1,0 +1,92 @@
+"""The compact network behind the interface that the segmentation asks for."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pathosam_qupath.errors import UsageError
+from pathosam_qupath.model.interface import ModelInfo
+from pathosam_qupath.model.network import STRIDE, CompactNetwork, fused
+from pathosam_qupath.model.weights import CompactDescription
+
+
+class CompactModel:
+    """A :class:`~pathosam_qupath.model.interface.NucleusModel` made of a compact network.
+
+    On the CPU every tile goes through the network alone and in float32, so its maps are the
+    same bits whatever the batch. On a GPU the whole batch goes through in half precision.
+
+    Parameters
+    ----------
+    network : in evaluation mode or not; a fused copy is kept.
+    device : "cpu", "cuda", "cuda:1", "mps".
+    """
+
+    def __init__(
+        self,
+        network: CompactNetwork,
+        description: CompactDescription,
+        *,
+        weights_hash: str,
+        device: str,
+    ) -> None:
+        self.device = device
+        self.info = ModelInfo(
+            name=description.name,
+            weights_hash=weights_hash,
+            mpp=description.mpp,
+            tile=description.tile,
+            halo=description.halo,
+            classes=description.classes,
+            colors=description.colors,
+            stride=STRIDE,
+            postprocessing=description.postprocessing,
+        )
+        self._network = fused(network).to(device).to(memory_format=torch.channels_last)
+        self._lock = threading.Lock()
+
+    def predict(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Maps (n, 3 + classes, height, width) of tiles (n, height, width, 3) uint8.
+
+        Any height and width that are multiples of 16 will do, not only ``info.tile``.
+        """
+        count, height, width, channels = tiles.shape
+        if height % STRIDE or width % STRIDE or channels != 3 or tiles.dtype != np.uint8:
+            raise UsageError(
+                "tiles",
+                f"expected uint8 (n, height, width, 3) with sides that are multiples of {STRIDE},"
+                f" found {tiles.dtype} {tiles.shape}",
+                "Pad the tiles.",
+            )
+        if not count:
+            return np.empty((0, 3 + len(self.info.classes), height, width), np.float32)
+        with torch.inference_mode():
+            if self.device == "cpu":
+                maps = [self._forward(torch.from_numpy(tile[None])) for tile in tiles]
+                return torch.cat(maps).numpy()
+            return self._predict_on_device(tiles)
+
+    def _predict_on_device(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        cuda = self.device.startswith("cuda")
+        batch = torch.from_numpy(np.ascontiguousarray(tiles))
+        if cuda:
+            batch = batch.pin_memory()
+        # One thread at a time: a device's memory holds one batch, and its queue is serial.
+        with self._lock, torch.autocast(self.device.split(":")[0], torch.float16, enabled=cuda):
+            maps = self._forward(batch.to(self.device, non_blocking=cuda))
+            return maps.cpu().numpy()
+
+    def _forward(self, tiles: Tensor) -> Tensor:
+        """Tiles (n, h, w, 3) uint8 to maps (n, channels, h, w) float32, on one device."""
+        # The permuted view of channels-last memory is what the convolutions want.
+        images = (tiles.float() / 127.5 - 1.0).permute(0, 3, 1, 2)
+        logits, types = self._network(images)
+        maps = torch.sigmoid(logits.float())
+        if types is None:
+            return maps
+        return torch.cat([maps, torch.softmax(types.float(), dim=1)], dim=1)
