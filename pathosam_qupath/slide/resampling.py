@@ -56,13 +56,19 @@ def best_level(levels: tuple[Level, ...], scale: tuple[float, float]) -> int:
     return max(fitting, key=lambda number: levels[number].downsample[0])
 
 
-def block_size(level: Level, scale: tuple[float, float]) -> int:
+def block_size(downsample: tuple[float, float], scale: tuple[float, float]) -> int:
     """Return the side of a block in wanted pixels; its source is about 2048 pixels."""
-    ratio = max(s / d for s, d in zip(scale, level.downsample, strict=True))
+    ratio = max(s / d for s, d in zip(scale, downsample, strict=True))
     return max(1, min(_BLOCK, int(_BLOCK_SOURCE / max(ratio, 1.0))))
 
 
-def resample(source: PixelSource, number: int, window: Window, size: tuple[int, int]) -> Pixels:
+def resample(
+    source: PixelSource,
+    number: int,
+    downsample: tuple[float, float],
+    window: Window,
+    size: tuple[int, int],
+) -> Pixels:
     """Return ``window`` as (height, width, 3) uint8, antialiased bicubic.
 
     Beyond the edge of the image its last pixels are continued.
@@ -71,11 +77,11 @@ def resample(source: PixelSource, number: int, window: Window, size: tuple[int, 
     ----------
     source : the file.
     number : the level to read.
+    downsample : (x, y) of that level.
     window : in pixels of level 0.
     size : (width, height) of the result.
     """
-    level = source.levels[number]
-    dx, dy = level.downsample
+    dx, dy = downsample
     x0, x1, left, right = _span(window.x0 / dx, window.x1 / dx, size[0])
     y0, y1, top, bottom = _span(window.y0 / dy, window.y1 / dy, size[1])
     pixels = read_continued(source, number, left, top, right - left, bottom - top)

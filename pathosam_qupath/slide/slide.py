@@ -9,6 +9,7 @@ from types import TracebackType
 import numpy as np
 
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.slide.alignment import Pyramid
 from pathosam_qupath.slide.cache import PixelCache, Pixels
 from pathosam_qupath.slide.resampling import (
     Window,
@@ -74,7 +75,7 @@ class Slide:
     """
 
     def __init__(self, source: PixelSource, frame: Frame, mpp: tuple[float, float]) -> None:
-        self._source = source
+        self._pyramid = Pyramid(source)
         self._frame = frame
         self.width, self.height = frame.size
         self.mpp = mpp if frame.rotation % 180 == 0 else (mpp[1], mpp[0])
@@ -91,11 +92,11 @@ class Slide:
             raise UsageError(
                 f"{mpp} µm/px", "a resolution must be a positive number", "Give µm/px."
             )
-        return ScaledSlide(self._source, self._frame, (mpp / self.mpp[0], mpp / self.mpp[1]))
+        return ScaledSlide(self._pyramid, self._frame, (mpp / self.mpp[0], mpp / self.mpp[1]))
 
     def close(self) -> None:
         """Close the file; reading afterwards is an error."""
-        self._source.close()
+        self._pyramid.source.close()
 
     def __enter__(self) -> Slide:
         return self
@@ -119,7 +120,7 @@ class ScaledSlide:
     width, height : scaled pixels that cover the slide, the last one perhaps in part.
     """
 
-    _source: PixelSource
+    _pyramid: Pyramid
     _frame: Frame
     scale: tuple[float, float]
     _blocks: PixelCache = field(default_factory=lambda: PixelCache(BLOCK_CACHE_BYTES), repr=False)
@@ -155,7 +156,7 @@ class ScaledSlide:
             return out
         inside = out[y0 - y : y1 - y, x0 - x : x1 - x]
         scale_x, scale_y = self._frame_scale_in_file()
-        number = best_level(self._source.levels, (scale_x, scale_y))
+        number = best_level(self._pyramid.source.levels, (scale_x, scale_y))
         if not self._copy(number, x0, y0, inside):
             self._assemble(number, x0, y0, inside)
         return out
@@ -170,33 +171,34 @@ class ScaledSlide:
 
     def _copy(self, number: int, x: int, y: int, out: Pixels) -> bool:
         """Fill ``out`` without resampling where scaled pixels are the level's own."""
-        level = self._source.levels[number]
+        level = self._pyramid.source.levels[number]
+        downsample = self._pyramid.downsample(number)
         origin = self._frame.to_file(
             Window(0, 0, self.width * self.scale[0], self.height * self.scale[1])
         )
-        for extent, scale, downsample, start in zip(
+        for extent, scale, step, start in zip(
             (level.width, level.height),
             self._frame_scale_in_file(),
-            level.downsample,
+            downsample,
             (origin.x0, origin.y0),
             strict=True,
         ):
-            first = start / downsample
-            if abs(scale / downsample - 1) * extent + abs(first - round(first)) > _ALIGNED:
+            first = start / step
+            if abs(scale / step - 1) * extent + abs(first - round(first)) > _ALIGNED:
                 return False
         height, width = out.shape[:2]
         window = self._window(x, y, width, height)
-        left, top = round(window.x0 / level.downsample[0]), round(window.y0 / level.downsample[1])
+        left, top = round(window.x0 / downsample[0]), round(window.y0 / downsample[1])
         if self._frame.rotation % 180:
             width, height = height, width
         out[:] = self._frame.from_file(
-            read_continued(self._source, number, left, top, width, height)
+            read_continued(self._pyramid.source, number, left, top, width, height)
         )
         return True
 
     def _assemble(self, number: int, x: int, y: int, out: Pixels) -> None:
         """Fill ``out`` from resampled blocks."""
-        side = block_size(self._source.levels[number], self._frame_scale_in_file())
+        side = block_size(self._pyramid.downsample(number), self._frame_scale_in_file())
         height, width = out.shape[:2]
         for row in range(y // side, (y + height - 1) // side + 1):
             for column in range(x // side, (x + width - 1) // side + 1):
@@ -214,5 +216,13 @@ class ScaledSlide:
     def _block(self, number: int, side: int, row: int, column: int) -> Pixels:
         window = self._window(column * side, row * side, side, side)
         return np.ascontiguousarray(
-            self._frame.from_file(resample(self._source, number, window, (side, side)))
+            self._frame.from_file(
+                resample(
+                    self._pyramid.source,
+                    number,
+                    self._pyramid.downsample(number),
+                    window,
+                    (side, side),
+                )
+            )
         )

@@ -17,11 +17,19 @@ class Level:
     width, height : pixels of this level.
     downsample : (x, y) pixels of level 0 that one pixel of this level covers; pixel i
         covers ``[i * downsample, (i + 1) * downsample)`` of level 0.
+    alternative : another downsample that the sizes allow, which only the pixels can
+        tell from the first (see :func:`level_downsamples`), or None.
     """
 
     width: int
     height: int
     downsample: tuple[float, float] = (1.0, 1.0)
+    alternative: tuple[float, float] | None = None
+
+    @classmethod
+    def of_size(cls, full: tuple[int, int], size: tuple[int, int]) -> Level:
+        """Return the level of ``size`` (width, height) in a pyramid on ``full``."""
+        return cls(*size, *level_downsamples(full, size))
 
 
 class PixelSource(Protocol):
@@ -42,23 +50,31 @@ class PixelSource(Protocol):
         """Release the file."""
 
 
-def level_downsample(full: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """Return how many pixels of level 0 one pixel of a level covers, along x and y.
+def level_downsamples(
+    full: tuple[int, int], size: tuple[int, int]
+) -> tuple[tuple[float, float], ...]:
+    """Return how many pixels of level 0 a pixel of a level may cover, along x and y.
 
-    Pyramids are made by halving, and an odd last row or column is dropped (or filled):
-    2967 rows become 1483, whose ratio is 2.0007 although each row covers exactly 2.
-    Where one whole number explains both sides within a pixel of the level, it is taken;
-    else the plain ratios are.
+    Most pyramids are made by halving and drop an odd last row or column: 2967 rows
+    become 1483, and each covers exactly 2. Others are resized to fit: each of the 1483
+    covers 2967 / 1483. Nothing in a file says which, and at the far end the two differ
+    by up to a pixel of the level; where they differ both are returned.
 
     Parameters
     ----------
     full : (width, height) of level 0.
     size : (width, height) of the level.
+
+    Returns
+    -------
+    candidates : the likelier first.
     """
     ratios = full[0] / size[0], full[1] / size[1]
     whole = round(sum(ratios) / 2)
-    if whole >= 1 and all(
+    fits = whole >= 1 and all(
         abs(side / whole - part) < 1.0 for side, part in zip(full, size, strict=True)
-    ):
-        return float(whole), float(whole)
-    return ratios
+    )
+    if not fits:
+        return (ratios,)
+    exact = float(whole), float(whole)
+    return (exact,) if ratios == exact else (exact, ratios)

@@ -22,7 +22,7 @@ from pathosam_qupath.errors import ImageError
 from pathosam_qupath.slide import pixel_size
 from pathosam_qupath.slide.cache import PixelCache, Pixels
 from pathosam_qupath.slide.plain import PYRAMID_REMEDY
-from pathosam_qupath.slide.source import Level, level_downsample
+from pathosam_qupath.slide.source import Level
 from pathosam_qupath.slide.tiff_layout import (
     APERIO_YCBCR,
     DAMAGED,
@@ -87,7 +87,7 @@ class TiffSource:
         self.fluorescence = self._fluorescence(series)
         check_kind(self.path, chosen, self.fluorescence)
         sizes = [level_size(level) for level in chosen.levels]
-        self.levels = tuple(Level(*size, level_downsample(sizes[0], size)) for size in sizes)
+        self.levels = tuple(Level.of_size(sizes[0], size) for size in sizes)
         self._planes = [level_planes(self.path, level) for level in chosen.levels]
         end = max(plane.end for planes in self._planes for plane in planes)
         if end > self._file.filehandle.size:
