@@ -65,15 +65,37 @@ class HierarchyChange:
 class Entry(Protocol):
     """One image of a project."""
 
-    id: str
-    name: str
-    image_type: str | None
-    metadata: Mapping[str, str]
-    description: str | None
-    tags: Sequence[str]
-    image: ImageSource
-    data_path: Path
-    """The entry's ``data.qpdata``; it need not exist."""
+    @property
+    def id(self) -> str:
+        """The entry's number as text; its folder is ``data/<id>``."""
+
+    @property
+    def name(self) -> str:
+        """The name shown in QuPath."""
+
+    @property
+    def image_type(self) -> str | None:
+        """QuPath's constant ("BRIGHTFIELD_H_E"); "UNSET" while the entry has no data."""
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The entry's key-value pairs."""
+
+    @property
+    def description(self) -> str | None:
+        """The entry's description, or None."""
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """The entry's tags (QuPath 0.6 and later)."""
+
+    @property
+    def image(self) -> ImageSource:
+        """Where the pixels are."""
+
+    @property
+    def data_path(self) -> Path:
+        """The entry's ``data.qpdata``; it need not exist."""
 
     def objects(self) -> list[PathObject]:
         """Every object but the root, parents before children, in QuPath's order."""
@@ -96,12 +118,25 @@ class Entry(Protocol):
 class Project(Protocol):
     """An open project; a context manager."""
 
-    path: Path
-    """The ``.qpproj`` file."""
-    backend: Literal["paquo", "embedded"]
-    qupath_version: str | None
-    entries: Sequence[Entry]
-    classes: Mapping[str, Color]
+    @property
+    def path(self) -> Path:
+        """The ``.qpproj`` file."""
+
+    @property
+    def backend(self) -> Literal["paquo", "embedded"]:
+        """Which backend this is."""
+
+    @property
+    def qupath_version(self) -> str | None:
+        """The version of QuPath that saved the project, or None."""
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The project's images, in its order."""
+
+    @property
+    def classes(self) -> Mapping[str, Color]:
+        """The project's class list with colours, in order; empty where it has none."""
 
     def add_classes(self, classes: Mapping[str, Color]) -> None:
         """Append the classes that the project's list lacks; others keep their colour."""
