@@ -1,0 +1,532 @@
+"""Read and write Java object streams without Java, losing nothing.
+
+A ``.qpdata`` file is such a stream. The grammar is that of the Java Object
+Serialization Specification, version 5 of the stream protocol (chapter 6). What is read
+and not changed is written byte for byte as it was, unknown classes included: classes
+carry their own description, so nothing needs to be known about them.
+
+Input is not trusted: lengths are checked against the bytes that are left before
+anything is made of them, nesting is limited, and what does not fit the grammar raises
+``FormatError`` with the offset and what was expected there.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+from pathosam_qupath.errors import FormatError
+from pathosam_qupath.qupath.java_objects import (
+    PRIMITIVE_SIZES,
+    SC_BLOCK_DATA,
+    SC_ENUM,
+    SC_EXTERNALIZABLE,
+    SC_SERIALIZABLE,
+    SC_WRITE_METHOD,
+    BlockData,
+    ClassData,
+    JavaArray,
+    JavaClass,
+    JavaClassObject,
+    JavaEnum,
+    JavaException,
+    JavaField,
+    JavaObject,
+    JavaString,
+    Node,
+    Reset,
+)
+from pathosam_qupath.qupath.java_runs import ObjectRun, RunFinder
+
+HEADER = b"\xac\xed\x00\x05"
+FIRST_HANDLE = 0x7E0000
+MAX_DEPTH = 200
+"""Objects within objects; a level takes three Python frames of the usual 1,000."""
+MAX_CLASS_CHAIN = 100
+
+(
+    TC_NULL,
+    TC_REFERENCE,
+    TC_CLASSDESC,
+    TC_OBJECT,
+    TC_STRING,
+    TC_ARRAY,
+    TC_CLASS,
+    TC_BLOCKDATA,
+    TC_ENDBLOCKDATA,
+    TC_RESET,
+    TC_BLOCKDATALONG,
+    TC_EXCEPTION,
+    TC_LONGSTRING,
+    TC_PROXYCLASSDESC,
+    TC_ENUM,
+) = range(0x70, 0x7F)
+
+_END = object()
+"""What closes a contents list; never leaves this module."""
+
+
+def read_stream(
+    data: bytes, subject: object = "Java object stream", compact: frozenset[str] = frozenset()
+) -> list[Node]:
+    """Parse a whole stream.
+
+    Parameters
+    ----------
+    data : the stream, header included.
+    subject : what an error is about, for instance the file's name.
+    compact : names of classes (a derived class counts) whose objects may be kept as
+        bytes, many in one ``ObjectRun``, where they are regular.
+
+    Raises
+    ------
+    FormatError : not a Java object stream, cut off, damaged, or nested too deeply.
+    """
+    return StreamReader(data, subject, compact).read()
+
+
+def write_stream(nodes: list[Node], file: BinaryIO) -> None:
+    """Write a stream's top-level nodes; numbers are given in the order of first use."""
+    writer = StreamWriter(file)
+    writer.write_all(nodes)
+    writer.flush()
+
+
+class StreamReader:
+    """The state of reading one stream: a position, and the objects by their numbers."""
+
+    def __init__(self, data: bytes, subject: object, compact: frozenset[str]) -> None:
+        self.data = data
+        self.at = 0
+        self.subject = subject
+        self.depth = 0
+        self.next_handle = FIRST_HANDLE
+        self.nodes: dict[int, Node] = {}
+        self.finder = RunFinder(self, compact) if compact else None
+        self._parsers = {
+            TC_REFERENCE: self._reference,
+            TC_CLASSDESC: self._class,
+            TC_OBJECT: self._object,
+            TC_STRING: self._string,
+            TC_ARRAY: self._array,
+            TC_CLASS: self._class_object,
+            TC_BLOCKDATA: self._block,
+            TC_BLOCKDATALONG: self._long_block,
+            TC_LONGSTRING: self._long_string,
+            TC_PROXYCLASSDESC: self._proxy_class,
+            TC_ENUM: self._enum,
+            TC_EXCEPTION: self._exception,
+        }
+
+    def read(self) -> list[Node]:
+        """Everything from the header to the end of the data."""
+        try:
+            if self.take(4, "the header of a Java object stream") != HEADER:
+                raise self.error("the header of a Java object stream (AC ED 00 05)", 0)
+            nodes: list[Node] = []
+            while self.at < len(self.data):
+                if self.data[self.at] == TC_RESET:
+                    self.at += 1
+                    self.forget()
+                    nodes.append(Reset())
+                else:
+                    nodes.append(self.content())
+            return nodes
+        except RecursionError:
+            raise self.error(f"objects nested less than {MAX_DEPTH} deep") from None
+
+    def error(self, expected: str, at: int | None = None) -> FormatError:
+        """The error that says where, what was expected, and what there is."""
+        at = self.at if at is None else at
+        found = self.data[at : at + 8].hex(" ") or "the end of the data"
+        return FormatError(
+            self.subject,
+            f"damaged at byte {at:,} of {len(self.data):,}: expected {expected}, found {found}",
+            "Use a backup (data.qpdata.bkp lies beside QuPath's data.qpdata), or let QuPath "
+            "open and save the image again.",
+        )
+
+    def take(self, count: int, expected: str) -> bytes:
+        """The next bytes, or an error where fewer are left."""
+        start = self.at
+        if count < 0 or count > len(self.data) - start:
+            raise self.error(f"{count:,} bytes of {expected}")
+        self.at = start + count
+        return self.data[start : self.at]
+
+    def number(self, size: int, expected: str, *, signed: bool = False) -> int:
+        """A big-endian integer."""
+        return int.from_bytes(self.take(size, expected), "big", signed=signed)
+
+    def register(self, node: Node) -> None:
+        """Give a node the next number."""
+        self.nodes[self.next_handle] = node
+        self.next_handle += 1
+
+    def forget(self) -> None:
+        """Start the numbers anew."""
+        self.nodes = {}
+        self.next_handle = FIRST_HANDLE
+        if self.finder is not None:
+            self.finder.forget()
+
+    def lookup(self, handle: int, at: int) -> Node:
+        """The node with this number."""
+        if handle not in self.nodes and self.finder is not None:
+            self.finder.expand(handle)
+        try:
+            return self.nodes[handle]
+        except KeyError:
+            raise self.error(f"a reference to one of the {len(self.nodes):,} objects before", at)
+
+    def content(self) -> Node:
+        """Any object, null, or block data."""
+        start = self.at
+        tag = self.take(1, "an object")[0]
+        if tag == TC_NULL:
+            return None
+        parse = self._parsers.get(tag)
+        if parse is None:
+            raise self.error("the tag of an object", start)
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.error(f"objects nested less than {MAX_DEPTH} deep", start)
+        node: Node = parse()
+        self.depth -= 1
+        return node
+
+    def value(self) -> Node:
+        """An object or null where block data must not be."""
+        start = self.at
+        node = self.content()
+        if isinstance(node, BlockData):
+            raise self.error("an object, not block data,", start)
+        return node
+
+    def contents(self) -> list[Node]:
+        """What a class wrote by hand, up to the closing tag."""
+        nodes: list[Node] = []
+        data = self.data
+        finder = self.finder
+        while True:
+            tag = data[self.at] if self.at < len(data) else -1
+            if tag == TC_ENDBLOCKDATA:
+                self.at += 1
+                return nodes
+            if tag == TC_OBJECT and finder is not None:
+                run = finder.take_run()
+                if run is not None:
+                    nodes.append(run)
+                    continue
+                start, handle = self.at, self.next_handle
+                node = self.content()
+                finder.learn(node, start, handle)
+                nodes.append(node)
+            else:
+                nodes.append(self.content())
+
+    def class_or_none(self) -> JavaClass | None:
+        """A class descriptor, new or by reference, or null."""
+        start = self.at
+        node = self.content()
+        if node is None:
+            return None
+        if not isinstance(node, JavaClass) or not node.complete:
+            raise self.error("a class descriptor", start)
+        return node
+
+    def described(self) -> JavaClass:
+        """A class descriptor that must not be null."""
+        start = self.at
+        node = self.class_or_none()
+        if node is None:
+            raise self.error("a class descriptor", start)
+        return node
+
+    def _reference(self) -> Node:
+        start = self.at
+        return self.lookup(self.number(4, "a reference"), start)
+
+    def _utf(self, expected: str) -> bytes:
+        return self.take(self.number(2, f"the length of {expected}"), expected)
+
+    def _string(self) -> JavaString:
+        node = JavaString(b"")
+        self.register(node)
+        node.raw = self._utf("a string")
+        return node
+
+    def _long_string(self) -> JavaString:
+        node = JavaString(b"", long=True)
+        self.register(node)
+        node.raw = self.take(self.number(8, "the length of a long string"), "a long string")
+        return node
+
+    def _class(self) -> JavaClass:
+        name = self._utf("a class name").decode("utf-8", "surrogateescape")
+        node = JavaClass(name, self.number(8, "a serialVersionUID", signed=True), complete=False)
+        self.register(node)
+        node.flags = self.number(1, "class flags")
+        for _ in range(self.number(2, "a number of fields")):
+            start = self.at
+            code = chr(self.number(1, "a field's type"))
+            described = JavaField(code, self._utf("a field's name"))
+            if code in "[L":
+                start = self.at
+                described.type = self.value()
+                if not isinstance(described.type, JavaString):
+                    raise self.error("the type of a field", start)
+            elif code not in PRIMITIVE_SIZES:
+                raise self.error("the type code of a field", start)
+            node.fields.append(described)
+        self._finish_class(node)
+        return node
+
+    def _proxy_class(self) -> JavaClass:
+        node = JavaClass("", interfaces=[], complete=False)
+        self.register(node)
+        count = self.number(4, "a number of interfaces")
+        if count > (len(self.data) - self.at) // 2:
+            raise self.error(f"{count:,} names of interfaces")
+        node.interfaces = [self._utf("an interface's name") for _ in range(count)]
+        self._finish_class(node)
+        return node
+
+    def _finish_class(self, node: JavaClass) -> None:
+        node.annotation = self.contents()
+        start = self.at
+        node.parent = self.class_or_none()
+        if node.parent is not None:
+            node.depth = node.parent.depth + 1
+        if node.depth > MAX_CLASS_CHAIN:
+            raise self.error(f"a class with less than {MAX_CLASS_CHAIN} superclasses", start)
+        node.complete = True
+
+    def _object(self) -> JavaObject:
+        start = self.at
+        node = JavaObject(self.described())
+        self.register(node)
+        of = node.of
+        if of.flags & SC_EXTERNALIZABLE:
+            if not of.flags & SC_BLOCK_DATA:
+                raise self.error("an object of stream protocol 2", start)
+            node.data.append(ClassData(of, [], self.contents()))
+            return node
+        if of.flags & SC_ENUM or not of.flags & SC_SERIALIZABLE:
+            raise self.error("an object of a serializable class", start)
+        for part in reversed([c for c in of.chain() if c.flags & SC_SERIALIZABLE]):
+            custom = part.flags & SC_WRITE_METHOD
+            if not part.fields and not custom:
+                continue
+            data = ClassData(part, [])
+            node.data.append(data)
+            for described in part.fields:
+                size = PRIMITIVE_SIZES.get(described.code)
+                data.values.append(self.take(size, "a field") if size else self.value())
+            if custom:
+                data.annotation = self.contents()
+        return node
+
+    def _array(self) -> JavaArray:
+        start = self.at
+        of = self.described()
+        code = of.name[1:2]
+        if of.name[:1] != "[" or (code not in PRIMITIVE_SIZES and code not in ("L", "[")):
+            raise self.error("the class of an array", start)
+        node = JavaArray(of)
+        self.register(node)
+        count = self.number(4, "an array's length")
+        size = PRIMITIVE_SIZES.get(code, 1)
+        if count > (len(self.data) - self.at) // size:
+            raise self.error(f"{count:,} array elements of {size} bytes or more")
+        if code in PRIMITIVE_SIZES:
+            node.raw = self.take(count * size, "array elements")
+        else:
+            for _ in range(count):
+                node.items.append(self.value())
+        return node
+
+    def _enum(self) -> JavaEnum:
+        node = JavaEnum(self.described(), None)
+        self.register(node)
+        start = self.at
+        node.constant = self.value()
+        if not isinstance(node.constant, JavaString):
+            raise self.error("the name of an enum's constant", start)
+        return node
+
+    def _class_object(self) -> JavaClassObject:
+        node = JavaClassObject(self.described())
+        self.register(node)
+        return node
+
+    def _block(self) -> BlockData:
+        return BlockData(self.take(self.number(1, "a block's length"), "block data"))
+
+    def _long_block(self) -> BlockData:
+        return BlockData(self.take(self.number(4, "a block's length"), "block data"), long=True)
+
+    def _exception(self) -> JavaException:
+        self.forget()
+        thrown = self.value()
+        self.forget()
+        return JavaException(thrown)
+
+
+class StreamWriter:
+    """The state of writing one stream: the numbers given, and bytes not yet written."""
+
+    def __init__(self, file: BinaryIO | None, buffer_size: int = 1 << 20) -> None:
+        self.file = file
+        self.out = bytearray()
+        self.buffer_size = buffer_size
+        self.handles: dict[Node, int] = {}
+        self.next_handle = FIRST_HANDLE
+        self.depth = 0
+
+    def write_all(self, nodes: list[Node]) -> None:
+        """The header, then every top-level node."""
+        self.out += HEADER
+        for node in nodes:
+            self.node(node)
+
+    def flush(self) -> None:
+        """Hand the bytes made so far to the file."""
+        if self.file is not None and self.out:
+            self.file.write(self.out)
+            self.out = bytearray()
+
+    def register(self, node: Node) -> None:
+        """Give a node the next number."""
+        self.handles[node] = self.next_handle
+        self.next_handle += 1
+
+    def forget(self) -> None:
+        """Start the numbers anew."""
+        self.handles = {}
+        self.next_handle = FIRST_HANDLE
+
+    def node(self, node: Node) -> None:
+        """Write a node: its definition the first time, a reference ever after."""
+        out = self.out
+        if node is None:
+            out.append(TC_NULL)
+            return
+        handle = self.handles.get(node)
+        if handle is not None:
+            out += struct.pack(">BI", TC_REFERENCE, handle)
+            return
+        self.depth += 1
+        if self.depth > 2 * MAX_DEPTH:
+            raise FormatError(
+                "objects to write",
+                f"they are nested more than {2 * MAX_DEPTH} deep",
+                "Let QuPath open and save the image.",
+            )
+        if isinstance(node, JavaObject):
+            self._object(node)
+        elif isinstance(node, JavaString):
+            self._string(node)
+        elif isinstance(node, JavaArray):
+            self._array(node)
+        elif isinstance(node, BlockData):
+            self._block(node)
+        elif isinstance(node, JavaClass):
+            self._class(node)
+        elif isinstance(node, ObjectRun):
+            node.write(self)
+        elif isinstance(node, JavaEnum):
+            out.append(TC_ENUM)
+            self.node(node.of)
+            self.register(node)
+            self.node(node.constant)
+        elif isinstance(node, JavaClassObject):
+            out.append(TC_CLASS)
+            self.node(node.of)
+            self.register(node)
+        elif isinstance(node, Reset):
+            out.append(TC_RESET)
+            self.forget()
+        elif isinstance(node, JavaException):
+            out.append(TC_EXCEPTION)
+            self.forget()
+            self.node(node.thrown)
+            self.forget()
+        else:
+            raise TypeError(f"not a part of a Java object stream: {node!r}")
+        self.depth -= 1
+        if len(self.out) > self.buffer_size:
+            self.flush()
+
+    def contents(self, nodes: list[Node]) -> None:
+        """What a class wrote by hand, and the closing tag."""
+        for node in nodes:
+            self.node(node)
+        self.out.append(TC_ENDBLOCKDATA)
+
+    def _utf(self, raw: bytes) -> None:
+        self.out += struct.pack(">H", len(raw))
+        self.out += raw
+
+    def _string(self, node: JavaString) -> None:
+        self.register(node)
+        if node.long or len(node.raw) > 0xFFFF:
+            self.out += struct.pack(">BQ", TC_LONGSTRING, len(node.raw))
+            self.out += node.raw
+        else:
+            self.out.append(TC_STRING)
+            self._utf(node.raw)
+
+    def _class(self, node: JavaClass) -> None:
+        if node.interfaces is not None:
+            self.out.append(TC_PROXYCLASSDESC)
+            self.register(node)
+            self.out += struct.pack(">I", len(node.interfaces))
+            for interface in node.interfaces:
+                self._utf(interface)
+        else:
+            self.out.append(TC_CLASSDESC)
+            self._utf(node.name.encode("utf-8", "surrogateescape"))
+            self.out += struct.pack(">q", node.uid)
+            self.register(node)
+            self.out += struct.pack(">BH", node.flags, len(node.fields))
+            for described in node.fields:
+                self.out += described.code.encode()
+                self._utf(described.name)
+                if described.code in "[L":
+                    self.node(described.type)
+        self.contents(node.annotation)
+        self.node(node.parent)
+
+    def _object(self, node: JavaObject) -> None:
+        self.out.append(TC_OBJECT)
+        self.node(node.of)
+        self.register(node)
+        for part in node.data:
+            for described, value in zip(part.of.fields, part.values, strict=False):
+                if described.code in PRIMITIVE_SIZES:
+                    self.out += value
+                else:
+                    self.node(value)
+            if part.annotation is not None:
+                self.contents(part.annotation)
+
+    def _array(self, node: JavaArray) -> None:
+        self.out.append(TC_ARRAY)
+        self.node(node.of)
+        self.register(node)
+        if node.raw is not None:
+            size = PRIMITIVE_SIZES[node.of.name[1:2]]
+            self.out += struct.pack(">I", len(node.raw) // size)
+            self.out += node.raw
+        else:
+            self.out += struct.pack(">I", len(node.items))
+            for item in node.items:
+                self.node(item)
+
+    def _block(self, node: BlockData) -> None:
+        if node.long or len(node.raw) > 0xFF:
+            self.out += struct.pack(">BI", TC_BLOCKDATALONG, len(node.raw))
+        else:
+            self.out += struct.pack(">BB", TC_BLOCKDATA, len(node.raw))
+        self.out += node.raw
