@@ -1,1 +1,1 @@
-"""."""
+"""Region → tiles → network maps → instances → polygons, classes, measurements."""

@@ -1,0 +1,243 @@
+"""Network maps of tiles: read ahead, computed in threads, held only while needed.
+
+A tile is read by one thread pool and goes through the network in another, so that pixels
+of the next tiles are decoded while the network works. Its maps stay until every block that
+looks at them is done; which tiles those are is known beforehand, so nothing is computed
+twice but the few tiles that two strips of blocks share (``tiling.STRIP``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.segmentation.tiling import (
+    Block,
+    Box,
+    ScaledPixels,
+    TileGrid,
+    TileIndex,
+    read_tile,
+)
+
+Maps = NDArray[np.float32]
+
+_Key = tuple[int, TileIndex]
+"""A tile as one strip of blocks holds it."""
+
+GLASS = 220
+"""A tile without any channel value below this shows no tissue."""
+
+UNSCANNED = 8
+"""A tile without any channel value above this was not scanned."""
+
+_SPARE_TILES = 32
+"""Tiles kept that were computed again for an object that reaches far out of its block."""
+
+_CPU_BATCH = 1
+_GPU_BATCH = 16
+
+
+def is_blank(rgb: NDArray[np.uint8]) -> bool:
+    """Whether a tile shows only glass or nothing at all, so that it holds no nucleus."""
+    return bool(rgb.min() >= GLASS or rgb.max() <= UNSCANNED)
+
+
+class TileMaps:
+    """The maps of a slide's wanted tiles, for blocks that are taken in order.
+
+    A context manager: leaving it ends its threads, whether the work is done or not.
+
+    Parameters
+    ----------
+    pixels : the slide at the model's resolution.
+    wanted : (rows, columns) bool; other tiles are background.
+    blocks : in the order in which :meth:`wait_for` will be called with them.
+    batch_size, network_threads : None chooses by the model's device. Off the CPU every
+        batch is filled up to ``batch_size``: kernels there are chosen by the batch's shape.
+    tile_done : called in the caller's thread after each batch with the number of tiles.
+
+    Attributes
+    ----------
+    total : tiles to compute.
+    seconds_read, seconds_network : time that threads spent so far, summed over them.
+    """
+
+    def __init__(
+        self,
+        pixels: ScaledPixels,
+        grid: TileGrid,
+        wanted: NDArray[np.bool_],
+        blocks: Sequence[Block],
+        model: NucleusModel,
+        *,
+        batch_size: int | None = None,
+        network_threads: int | None = None,
+        read_threads: int = 2,
+        tile_done: Callable[[int], None] = lambda tiles: None,
+    ) -> None:
+        on_cpu = model.device == "cpu"
+        self.channels = 3 + len(model.info.classes)
+        self.seconds_read = 0.0
+        self.seconds_network = 0.0
+        self._pixels, self._grid, self._wanted, self._model = pixels, grid, wanted, model
+        self._tile_done = tile_done
+        self._batch_size = batch_size or (_CPU_BATCH if on_cpu else _GPU_BATCH)
+        threads = network_threads or ((os.cpu_count() or 1) if on_cpu else 1)
+        self._depth = 2 * threads
+        self._pad_batches = not on_cpu
+        self._users = Counter(key for block in blocks for key in _keys(block))
+        self._lock = threading.Lock()
+        self._held: dict[_Key, Maps | None] = {}
+        self._spare: OrderedDict[TileIndex, Maps | None] = OrderedDict()
+        keys = list(self._users)
+        size = self._batch_size
+        self._batches = iter([keys[i : i + size] for i in range(0, len(keys), size)])
+        self.total = len(keys)
+        self._under_way: deque[tuple[list[_Key], Future[list[Maps | None]]]] = deque()
+        self._stopping = threading.Event()
+        self._readers = ThreadPoolExecutor(read_threads, "read")
+        self._network = ThreadPoolExecutor(
+            threads, "network", initializer=_one_thread_each if on_cpu else None
+        )
+
+    def __enter__(self) -> TileMaps:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stopping.set()
+        self._network.shutdown(wait=True, cancel_futures=True)
+        self._readers.shutdown(wait=True, cancel_futures=True)
+
+    def wait_for(self, block: Block) -> None:
+        """Return when the maps of a block's tiles are there.
+
+        Raises
+        ------
+        Whatever reading the slide or the network raised.
+        """
+        missing = {key for key in _keys(block) if key not in self._held}
+        while missing:
+            self._top_up()
+            batch, result = self._under_way.popleft()
+            maps = result.result()
+            with self._lock:
+                self._held.update(zip(batch, maps, strict=True))
+            missing.difference_update(batch)
+            self._top_up()
+            self._tile_done(len(batch))
+
+    def release(self, block: Block) -> None:
+        """Forget the maps that no block after this one needs."""
+        with self._lock:
+            for key in _keys(block):
+                self._users[key] -= 1
+                if not self._users[key]:
+                    del self._held[key]
+
+    def window(self, box: Box, strip: int) -> Maps:
+        """Maps of any box within the slide: (channels, height, width) float32.
+
+        Background (foreground 0, distances 1) where tiles are not wanted or blank. Tiles
+        that are not held for the strip are computed again. Thread-safe.
+        """
+        maps = np.zeros((self.channels, box.height, box.width), np.float32)
+        maps[1:3] = 1
+        wanted = [tile for tile in self._grid.tiles_of(box) if self._wanted[tile[1], tile[0]]]
+        with self._lock:
+            known = {t: self._spare[t] for t in wanted if t in self._spare}
+            known.update({t: self._held[strip, t] for t in wanted if (strip, t) in self._held})
+        missing = [tile for tile in wanted if tile not in known]
+        if missing:
+            known.update(self._again(missing))
+        for tile in wanted:
+            tile_maps = known[tile]
+            if tile_maps is not None:
+                whole = self._grid.tile_box(tile)
+                part = whole.clipped(box)
+                rows, columns = part.slices(box)
+                rows_of_tile, columns_of_tile = part.slices(whole)
+                maps[:, rows, columns] = tile_maps[:, rows_of_tile, columns_of_tile]
+        return maps
+
+    def _again(self, tiles: list[TileIndex]) -> dict[TileIndex, Maps | None]:
+        size = self._batch_size
+        batches = [tiles[i : i + size] for i in range(0, len(tiles), size)]
+        futures = [self._submit(batch) for batch in batches]
+        found: dict[TileIndex, Maps | None] = {}
+        for batch, future in zip(batches, futures, strict=True):
+            found.update(zip(batch, future.result(), strict=True))
+        with self._lock:
+            self._spare.update(found)
+            while len(self._spare) > _SPARE_TILES:
+                self._spare.popitem(last=False)
+        return found
+
+    def _top_up(self) -> None:
+        while len(self._under_way) < self._depth:
+            batch = next(self._batches, None)
+            if batch is None:
+                return
+            self._under_way.append((batch, self._submit([tile for _, tile in batch])))
+
+    def _submit(self, batch: list[TileIndex]) -> Future[list[Maps | None]]:
+        reads = [self._readers.submit(self._read, tile) for tile in batch]
+        return self._network.submit(self._predict, batch, reads)
+
+    def _read(self, tile: TileIndex) -> NDArray[np.uint8]:
+        start = time.perf_counter()
+        rgb = read_tile(self._pixels, self._grid, tile)
+        with self._lock:
+            self.seconds_read += time.perf_counter() - start
+        return rgb
+
+    def _predict(
+        self, batch: list[TileIndex], reads: list[Future[NDArray[np.uint8]]]
+    ) -> list[Maps | None]:
+        tiles = [read.result() for read in reads]
+        if self._stopping.is_set():
+            return [None] * len(batch)
+        start = time.perf_counter()
+        shown = [i for i, rgb in enumerate(tiles) if not is_blank(rgb)]
+        result: list[Maps | None] = [None] * len(batch)
+        if shown:
+            fill = self._batch_size - len(shown) if self._pad_batches else 0
+            stack = np.stack([tiles[i] for i in (*shown, *[shown[0]] * fill)])
+            predicted = self._model.predict(stack)
+            halo = self._grid.halo
+            for i, maps in zip(shown, predicted, strict=False):
+                box = self._grid.tile_box(batch[i])
+                result[i] = maps[:, halo : halo + box.height, halo : halo + box.width].copy()
+        with self._lock:
+            self.seconds_network += time.perf_counter() - start
+        return result
+
+
+def _keys(block: Block) -> list[_Key]:
+    return [(block.strip, tile) for tile in block.tiles]
+
+
+def _one_thread_each() -> None:
+    """Let each network thread work alone.
+
+    torch rounds differently with another number of threads inside one operation, so tiles,
+    not operations, are spread over the cores. A model that runs on torch has imported it.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
