@@ -9,11 +9,12 @@ QuPath saved it in between.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol
+from uuid import UUID
 
 from pathosam_qupath.errors import FormatError, ProjectError
 from pathosam_qupath.qupath.atomic import (
@@ -44,6 +45,34 @@ if TYPE_CHECKING:
 DATA = "data.qpdata"
 BACKUP = "data.qpdata.bkp"
 DAMAGED = "data.qpdata.damaged"
+
+
+class EntryData(Protocol):
+    """The contents of a ``data.qpdata``, whoever reads them; see :class:`QpData`."""
+
+    @property
+    def image_type(self) -> str | None:
+        """QuPath's constant ("BRIGHTFIELD_H_E"), or None."""
+
+    def objects(self) -> list[PathObject]:
+        """Every object but the root."""
+
+    def annotations(self) -> list[PathObject]:
+        """The annotations alone."""
+
+    def detections(self) -> gpd.GeoDataFrame:
+        """Detections, cells and tiles."""
+
+    def remove(self, ids: Collection[UUID]) -> int:
+        """Take objects out by id."""
+
+    def add_detections(
+        self, frame: gpd.GeoDataFrame, class_colors: Mapping[str, Color] | None = None
+    ) -> None:
+        """Append detections to their parents' children."""
+
+    def write(self, file: BinaryIO) -> None:
+        """Write to an open file on disk."""
 
 
 class RecoveredDataWarning(UserWarning):
@@ -86,7 +115,7 @@ class EmbeddedProject:
         self.entries: Sequence[EmbeddedEntry] = tuple(
             EmbeddedEntry(self, record, image_source(record, finder)) for record in file.images
         )
-        self._loaded: tuple[str, QpData] | None = None
+        self._loaded: tuple[str, EntryData] | None = None
 
     @property
     def classes(self) -> Mapping[str, Color]:
@@ -175,7 +204,7 @@ class EmbeddedEntry:
         self._snapshot = _Snapshot(new, from_backup=False)
         self._project._loaded = (self.id, data)
 
-    def _data(self) -> QpData:
+    def _data(self) -> EntryData:
         """Return the entry's data, read now or still in memory."""
         loaded = self._project._loaded
         known = self._snapshot
@@ -190,7 +219,7 @@ class EmbeddedEntry:
         self._project._loaded = (self.id, data)
         return data
 
-    def _read(self) -> tuple[QpData, _Snapshot]:
+    def _read(self) -> tuple[EntryData, _Snapshot]:
         """Read the data, else its backup (as QuPath does), else make empty data."""
         error: FormatError | None = None
         try:
@@ -223,14 +252,17 @@ class EmbeddedEntry:
         )
         return data, _Snapshot(main, from_backup=True)
 
-    def _parsed(self, content: bytes, path: Path) -> QpData:
+    def _parsed(self, content: bytes, path: Path) -> EntryData:
         try:
             return QpData.read(content)
         except FormatError as error:
             raise FormatError(path, error.cause, error.remedy) from error
 
-    def _new(self) -> QpData:
+    def _new(self) -> EntryData:
         """Return data for an image that QuPath has not opened yet."""
+        return self._empty()
+
+    def _empty(self) -> QpData:
         return QpData.new(
             self._record.server or {},
             identifier=str(self.data_path),

@@ -1,0 +1,132 @@
+"""New QuPath detections from a frame, made inside Java column by column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from jpype import JClass
+from numpy.typing import NDArray
+
+from pathosam_qupath.qupath import java_columns as columns
+from pathosam_qupath.qupath.classes import default_color, normal_name, pack_rgb
+from pathosam_qupath.qupath.java_columns import Java, Rows
+from pathosam_qupath.qupath.objects import FRAME_COLUMNS, RUN_KEY
+from pathosam_qupath.qupath.paquo_objects import CLASS, MEASUREMENTS, OBJECT, path_object_method
+from pathosam_qupath.qupath.paquo_rois import ROI, make_rois
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+Color = tuple[int, int, int]
+_ANY = "java.lang.Object"
+_MAP = "java.util.Map"
+
+
+def make_detections(frame: gpd.GeoDataFrame, colors: Mapping[str, Color]) -> Java:
+    """Return a Java list of detections, one for each row, that are in no hierarchy yet.
+
+    Parameters
+    ----------
+    frame : columns ``FRAME_COLUMNS``, every further column a measurement.
+    colors : of the classes by name, for those that QuPath does not know yet.
+    """
+    count = len(frame)
+    create = columns.static_method(
+        "qupath.lib.objects.PathObjects", "createDetectionObject", OBJECT, ROI, CLASS, MEASUREMENTS
+    )
+    rois = Rows(make_rois(np.asarray(frame.geometry.array)))
+    lists = Rows(_measurement_lists(frame))
+    new = columns.build(count, columns.for_rows(create, rois, None, lists))
+    objects = Rows(new)
+
+    def call(name: str, argument: str, *values: object, also: Sequence[str] = ()) -> None:
+        method = path_object_method(name, "void", argument, *also)
+        columns.run(count, columns.for_rows(method, objects, *values))
+
+    call("setID", "java.util.UUID", _uuids(frame["id"]))
+    classes = _distinct_rows(frame["classification"], lambda name: path_class(name, colors))
+    probability = Rows(columns.double_array(np.asarray(frame["probability"], dtype=float)))
+    call("setPathClass", CLASS, classes, probability, also=["double"])
+    if frame["run"].notna().any():
+        _put_metadata(count, objects, RUN_KEY, _distinct_rows(frame["run"], str))
+    # After the class: giving an object a class takes its own colour away.
+    if "color" in frame and frame["color"].notna().any():
+        integer = JClass("java.lang.Integer")
+        call(
+            "setColor",
+            "java.lang.Integer",
+            _distinct_rows(frame["color"], lambda rgb: integer(pack_rgb(rgb))),
+        )
+    if "name" in frame and frame["name"].notna().any():
+        call("setName", "java.lang.String", _distinct_rows(frame["name"], str))
+    if "locked" in frame and np.asarray(frame["locked"], dtype=object).any():
+        _lock(new, np.flatnonzero(np.asarray(frame["locked"], dtype=bool)))
+    return new
+
+
+def path_class(name: str, colors: Mapping[str, Color]) -> Java:
+    """Return QuPath's class of this name; a new one gets the colour given, or QuPath's own."""
+    name = normal_name(name)
+    kind = JClass(CLASS)
+    color = colors.get(name, default_color(name))
+    parent, _, own = name.rpartition(": ")
+    packed = JClass("java.lang.Integer")(pack_rgb(color))
+    if parent:
+        return kind.getInstance(path_class(parent, colors), own, packed)
+    return kind.fromString(own, packed)
+
+
+def _uuids(ids: pd.Series) -> Java:
+    """Return a row handle that makes the UUID of each text."""
+    digits = "".join(map(str, ids)).replace("-", "")
+    halves = np.frombuffer(bytes.fromhex(digits), dtype=">i8").reshape(-1, 2)
+    make = columns.constructor("java.util.UUID", "long", "long")
+    return columns.for_rows(make, *(Rows(columns.long_array(halves[:, i])) for i in (0, 1)))
+
+
+def _distinct_rows(column: pd.Series, convert: Callable[[Any], Java]) -> Rows:
+    """Return rows of Java objects, each distinct value converted once; missing is null."""
+    codes, distinct = pd.factorize(np.asarray(column, dtype=object), use_na_sentinel=True)
+    table = JClass("java.util.ArrayList")([convert(value) for value in distinct])
+    table.add(None)
+    return Rows(columns.take(table, np.where(codes < 0, len(distinct), codes)))
+
+
+def _put_metadata(count: int, objects: Rows, key: str, values: Rows) -> None:
+    """Set a metadata value of each object."""
+    put = columns.method(_MAP, "put", _ANY, _ANY, _ANY)
+    metadata = columns.for_rows(path_object_method("getMetadata", _MAP), objects)
+    columns.run(count, columns.for_rows(put, metadata, key, values))
+
+
+def _lock(objects: Java, chosen: NDArray[np.int64]) -> None:
+    for at in chosen:
+        objects.get(int(at)).setLocked(True)
+
+
+def _measurement_lists(frame: gpd.GeoDataFrame) -> Java:
+    """Return a Java list with QuPath's measurement list of each row."""
+    count = len(frame)
+    names = [name for name in frame.columns if name not in FRAME_COLUMNS]
+    kind = JClass("qupath.lib.measurements.MeasurementList$MeasurementListType")
+    create = columns.static_method(
+        "qupath.lib.measurements.MeasurementListFactory",
+        "createMeasurementList",
+        MEASUREMENTS,
+        "int",
+        "qupath.lib.measurements.MeasurementList$MeasurementListType",
+    )
+    make = columns.for_rows(
+        create, Rows(columns.int_array(np.full(count, len(names)))), kind.DOUBLE
+    )
+    lists = columns.build(count, make)
+    put = columns.method(MEASUREMENTS, "put", "void", "java.lang.String", "double")
+    for name in names:
+        values = Rows(columns.double_array(np.asarray(frame[name], dtype=float)))
+        columns.run(count, columns.for_rows(put, Rows(lists), str(name), values))
+    # A closed list shares its names with all lists that have the same ones.
+    columns.run(count, columns.for_rows(columns.method(MEASUREMENTS, "close", "void"), Rows(lists)))
+    return lists
