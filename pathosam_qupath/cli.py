@@ -1,0 +1,398 @@
+"""The command line: parse, call one function, show what it gave. No logic lives here.
+
+Heavy imports happen inside the commands, so that ``--help`` answers at once. Results go to
+stdout (tables, or JSON with ``--json``), progress and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
+
+import typer
+
+from pathosam_qupath.errors import PathosamError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from pathosam_qupath.qupath.project import Project
+
+EXIT_CODES = """\
+Exit codes: 0 all went well · 1 something unexpected · 2 an option or argument that cannot be \
+used · 3 the project or one of its files · 4 an image · 5 the model · 6 a run's record · \
+7 some images failed, the others are done (the table says which) · 130 interrupted."""
+SOME_FAILED = 7
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="pathosam-qupath",
+    help="Segment nuclei inside the annotations of a QuPath project and write them back as "
+    "classified detections.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+_R = TypeVar("_R")
+
+
+class _Outcome(Protocol):
+    """An error or a record of what happened to an image."""
+
+    @property
+    def exit_code(self) -> int: ...
+
+
+class Backend(str, Enum):
+    """How a project is read and written."""
+
+    auto = "auto"
+    paquo = "paquo"
+    embedded = "embedded"
+
+
+class ExportFormat(str, Enum):
+    """What ``export`` writes."""
+
+    geojson = "geojson"
+    parquet = "parquet"
+
+
+ProjectArgument = Annotated[
+    Path, typer.Argument(metavar="PROJECT", help="A project's folder or its .qpproj file.")
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(help="QuPath's own code (paquo), ours (embedded), or the first that is there."),
+]
+PathMapOption = Annotated[
+    list[str],
+    typer.Option(
+        "--path-map", metavar="FROM=TO", help="Images that lie under FROM are under TO now; repeat."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout.")]
+ImagesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--images", metavar="GLOB", help="Images by name (with * and ?) or id; repeat. Default all."
+    ),
+]
+ModelOption = Annotated[str, typer.Option(help="The bundled model, or a file with weights.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+MppOption = Annotated[
+    float | None,
+    typer.Option(metavar="µm/px", help="Pixel size of the images, where theirs is missing."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    if version:
+        from pathosam_qupath import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def inspect(
+    project: ProjectArgument,
+    images: ImagesOption = [],  # noqa: B006
+    mpp: MppOption = None,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """List images and annotations: what can be segmented, and why not."""
+    from pathosam_qupath.inspect_project import inspect_project
+    from pathosam_qupath.tables import entries_table
+
+    with _open(project, backend, path_map) as opened:
+        reports = inspect_project(opened, images=images, mpp=mpp)
+    _show(reports, entries_table, as_json)
+
+
+@app.command()
+def segment(
+    project: ProjectArgument,
+    images: ImagesOption = [],  # noqa: B006
+    annotations: Annotated[
+        list[str],
+        typer.Option(
+            metavar="CLASS|NAME|all",
+            help="Annotations by class (derived classes too) or name; repeat. `all` is every "
+            "annotation but those of class Ignore*, whose area is always cut out.",
+        ),
+    ] = ["all"],  # noqa: B006
+    whole_image: Annotated[
+        bool, typer.Option("--whole-image", help="The whole image instead of annotations.")
+    ] = False,
+    model: ModelOption = "bundled",
+    device: DeviceOption = "auto",
+    mpp: MppOption = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="What the model's classes are called in the project: JSON, or lines "
+            "`model class = project class`.",
+        ),
+    ] = None,
+    keep: Annotated[
+        bool,
+        typer.Option(
+            "--keep/--replace",
+            help="Keep the nuclei of earlier runs, or replace those that nobody edited. Objects "
+            "that this tool did not make are never touched.",
+        ),
+    ] = False,
+    replace_edited: Annotated[
+        bool,
+        typer.Option("--replace-edited", help="Replace edited nuclei of earlier runs too."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
+    ] = False,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Segment the nuclei inside annotations and write them into the project."""
+    from pathosam_qupath.batch import run
+    from pathosam_qupath.console import run_progress
+    from pathosam_qupath.model import load_model
+    from pathosam_qupath.run_plan import RunOptions, plan_run
+    from pathosam_qupath.segmentation.classes import read_class_map
+    from pathosam_qupath.tables import plans_table, run_table
+
+    if keep and replace_edited:
+        raise UsageError(
+            "--keep --replace-edited", "one keeps and the other replaces", "Leave one of them out."
+        )
+    options = RunOptions(
+        images=tuple(images),
+        annotations=tuple(annotations),
+        whole_image=whole_image,
+        mpp=mpp,
+        policy="keep" if keep else "replace",
+        replace_edited=replace_edited,
+    )
+    with _open(project, backend, path_map) as opened:
+        plans = plan_run(opened, options)
+        if dry_run:
+            _show(plans, plans_table, as_json)
+            raise typer.Exit(exit_code(plan.error for plan in plans))
+        loaded = load_model(model, device)
+        if classes is not None:
+            options = replace(options, class_map=read_class_map(classes, loaded.info.classes))
+        with run_progress() as report:
+            record = run(opened, loaded, options, plans, report=report)
+    _show(record.manifest, run_table, as_json)
+    raise typer.Exit(exit_code(record.manifest.entries))
+
+
+@app.command()
+def export(
+    project: ProjectArgument,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the files.")],
+    kind: Annotated[ExportFormat, typer.Option("--format")] = ExportFormat.geojson,
+    images: ImagesOption = [],  # noqa: B006
+    gz: Annotated[bool, typer.Option("--gz", help="Write .geojson.gz.")] = False,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Write annotations and detections, one file or two per image."""
+    from pathosam_qupath.export import export_project
+    from pathosam_qupath.tables import exports_table
+
+    with _open(project, backend, path_map) as opened:
+        exported = export_project(opened, out, kind.value, images=images, gz=gz)
+    _show(exported, exports_table, as_json)
+    raise typer.Exit(exit_code(exported))
+
+
+@app.command()
+def runs(
+    project: ProjectArgument,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """List the runs that a project remembers."""
+    from pathosam_qupath.run_record import open_run, run_ids
+    from pathosam_qupath.tables import runs_table
+
+    with _open(project, backend, path_map) as opened:
+        folder = opened.path.parent
+    manifests = [open_run(folder, run).manifest for run in run_ids(folder)]
+    _show(manifests, runs_table, as_json)
+
+
+@app.command()
+def rollback(
+    project: ProjectArgument,
+    run: Annotated[str, typer.Option(metavar="ID", help="The run's id, its beginning, or last.")],
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Undo a run: the old files back where nothing else changed, else its own nuclei out."""
+    from pathosam_qupath.rollback import roll_back
+    from pathosam_qupath.tables import rollback_table
+
+    with _open(project, backend, path_map) as opened:
+        results = roll_back(opened, run)
+    _show(results, rollback_table, as_json)
+    raise typer.Exit(exit_code(results))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Working folder.")] = Path("demo-output"),
+    model: ModelOption = "bundled",
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Segment a copy of the example project; leaves a picture and a table."""
+    from pathosam_qupath.console import run_progress
+    from pathosam_qupath.demo import run_demo
+    from pathosam_qupath.tables import demo_table
+
+    with run_progress() as report:
+        done = run_demo(out, model=model, device=device, report=report)
+    _show(done, demo_table, as_json)
+    raise typer.Exit(exit_code(done.manifest.entries))
+
+
+@app.command()
+def doctor(model: ModelOption = "bundled", as_json: JsonOption = False) -> None:
+    """Look at Python, torch, the device, QuPath, Java and the models."""
+    from pathosam_qupath.doctor import examine
+    from pathosam_qupath.tables import checks_table
+
+    checks = examine(model)
+    _show(checks, checks_table, as_json)
+    raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(metavar="FILE", help="The run's configuration, JSON.")],
+    data: Annotated[list[Path], typer.Option(metavar="DIR", help="Folder of samples; repeat.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the training run.")],
+    initial: Annotated[
+        Path | None, typer.Option(metavar="WEIGHTS", help="Start from these weights.")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train a compact model; called again, it goes on from its last checkpoint."""
+    from pathosam_qupath.console import print_json, training_progress
+    from pathosam_qupath.corrections.training import train as train_model
+    from pathosam_qupath.corrections.training_config import read_training_config
+    from pathosam_qupath.model import choose_device
+
+    settings = read_training_config(config)
+    with training_progress() as progress:
+        best = train_model(
+            settings, data, out, progress=progress, device=choose_device(device), initial=initial
+        )
+    print_json({"weights": str(best)}) if as_json else typer.echo(f"Weights: {best}")
+
+
+@app.command()
+def evaluate(
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with images and labels.")],
+    model: ModelOption = "bundled",
+    device: DeviceOption = "auto",
+    mpp: Annotated[
+        float, typer.Option(metavar="µm/px", help="Pixel size of images without one.")
+    ] = 0.25,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a model's nuclei with outlined ones: F1, mSA, AJI, PQ, class accuracy."""
+    from pathosam_qupath.console import evaluation_progress
+    from pathosam_qupath.corrections.evaluation import evaluate as evaluate_model
+    from pathosam_qupath.model import load_model
+    from pathosam_qupath.tables import evaluation_table
+
+    with evaluation_progress() as progress:
+        report = evaluate_model(load_model(model, device), data, mpp, progress=progress)
+    _show(report, evaluation_table, as_json)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; no traceback for what a person can mend."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(args=words, prog_name="pathosam-qupath")
+    except PathosamError as error:
+        _fail(error, as_json="--json" in words)
+    except KeyboardInterrupt:
+        _interrupted()
+    except SystemExit as leaving:
+        # Typer turns Ctrl-C into exit code 130 without a word.
+        if leaving.code == INTERRUPTED:
+            _interrupted()
+        raise
+
+
+def exit_code(results: Iterable[_Outcome | None]) -> int:
+    """0, or the one failure's own code where every image failed alike, or ``SOME_FAILED``.
+
+    ``results`` are errors (None: went well) or records with an ``exit_code``.
+    """
+    codes = [0 if result is None else int(result.exit_code) for result in results]
+    if not any(codes):
+        return 0
+    return codes[0] if len(set(codes)) == 1 else SOME_FAILED
+
+
+def _open(project: Path, backend: Backend, path_map: Sequence[str]) -> Project:
+    from pathosam_qupath.qupath.project import PathMap, open_project
+
+    return open_project(project, backend.value, path_map=PathMap.parse(path_map))
+
+
+def _show(result: _R, table: Callable[[_R], RenderableType], as_json: bool) -> None:
+    from pathosam_qupath.console import out, print_json
+
+    if as_json:
+        print_json(result)
+    else:
+        out().print(table(result))
+
+
+def _fail(error: PathosamError, *, as_json: bool) -> None:
+    from pathosam_qupath.console import err, print_json
+
+    if as_json:
+        print_json({"error": {**vars(error), "exit_code": error.exit_code}})
+    err().print(f"Error: {error}", style="red", markup=False)
+    raise SystemExit(error.exit_code)
+
+
+def _interrupted() -> None:
+    sys.stderr.write(
+        "\nInterrupted. Images that were finished are written, the others are as they were; "
+        "run the same command again to go on.\n"
+    )
+    raise SystemExit(INTERRUPTED)
+
+
+def _terminated(number: int, frame: object) -> None:
+    """A polite kill is treated like Ctrl-C, so that files are closed and threads end."""
+    raise KeyboardInterrupt

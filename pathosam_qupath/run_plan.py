@@ -1,0 +1,181 @@
+"""What a run would do: which images, which regions of them, and why not.
+
+Reads the project and opens the slides, writes nothing; a dry run shows this and stops.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pathosam_qupath.errors import ImageError, PathosamError, UsageError
+from pathosam_qupath.regions import (
+    ALL,
+    IGNORED_CLASS,
+    Regions,
+    choose_regions,
+    is_ignored,
+    is_wanted,
+    label,
+    reason_against,
+)
+from pathosam_qupath.replacing import Policy
+from pathosam_qupath.slide import open_slide
+
+if TYPE_CHECKING:
+    from pathosam_qupath.qupath.objects import PathObject
+    from pathosam_qupath.qupath.project import Entry, Project
+    from pathosam_qupath.segmentation.classes import ClassMap
+    from pathosam_qupath.slide import Slide
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What to segment, and how to treat what is there already.
+
+    Attributes
+    ----------
+    images : patterns of image names or ids (``*`` and ``?``); empty means every image.
+    annotations : classes or names of annotations; "all" means every one but "Ignore*".
+    whole_image : segment the whole image instead.
+    mpp : µm/px of the images, instead of what they say themselves.
+    class_map : what the model's classes are called in the project; None: as the model does.
+    policy, replace_edited : see :mod:`pathosam_qupath.replacing`.
+    """
+
+    images: tuple[str, ...] = ()
+    annotations: tuple[str, ...] = (ALL,)
+    whole_image: bool = False
+    mpp: float | None = None
+    class_map: ClassMap | None = None
+    policy: Policy = "replace"
+    replace_edited: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class EntryPlan:
+    """What a run would do with one image.
+
+    Attributes
+    ----------
+    regions : what to treat; None where the image cannot be treated.
+    size : (width, height) in pixels, and ``mpp`` (x, y) in µm/px, where known.
+    error : why the image cannot be treated; None where it can.
+    nothing : why there is nothing to do in it; None where there is.
+    """
+
+    entry: Entry
+    regions: Regions | None = None
+    size: tuple[int, int] | None = None
+    mpp: tuple[float, float] | None = None
+    error: PathosamError | None = None
+    nothing: str | None = None
+
+    @property
+    def area(self) -> float | None:
+        """Treated area in µm²."""
+        if self.regions is None or self.mpp is None:
+            return None
+        return self.regions.area * self.mpp[0] * self.mpp[1]
+
+
+def plan_run(project: Project, options: RunOptions) -> list[EntryPlan]:
+    """What a run with these options would do; reads, writes nothing.
+
+    Raises
+    ------
+    UsageError : no image fits the patterns, or no annotation fits anywhere.
+    """
+    entries = [e for e in project.entries if is_chosen(e, options.images)]
+    if not entries:
+        names = ", ".join(repr(e.name) for e in project.entries[:8]) or "none"
+        raise UsageError(
+            "--images " + " ".join(options.images) if options.images else project.path,
+            "no image fits" if options.images else "the project has no images",
+            f"Images of this project: {names}.",
+        )
+    plans = [plan_entry(entry, options) for entry in entries]
+    if all(plan.error is None and plan.nothing for plan in plans):
+        raise UsageError(
+            "--annotations " + " ".join(options.annotations),
+            "there is nothing to segment in the chosen images "
+            f"({plans[0].entry.name}: {plans[0].nothing})",
+            "Draw annotations in QuPath and save, choose others (`pathosam-qupath inspect` lists "
+            "them), or take --whole-image.",
+        )
+    return plans
+
+
+def plan_entry(entry: Entry, options: RunOptions) -> EntryPlan:
+    """What a run would do with one image."""
+    try:
+        annotations = entry.annotations()
+        nothing = None if options.whole_image else _why_nothing(annotations, options)
+        if nothing is not None:
+            return EntryPlan(entry, nothing=nothing)
+        with open_entry(entry, options.mpp) as slide:
+            size, pixel = (slide.width, slide.height), slide.mpp
+    except PathosamError as error:
+        return EntryPlan(entry, error=error)
+    regions = choose_regions(
+        annotations, size, wanted=options.annotations, whole_image=options.whole_image
+    )
+    if regions.empty:
+        nothing = "; ".join(f"{label(a)} {reason}" for a, reason in regions.refused)
+        nothing = nothing or f"all of it is inside {IGNORED_CLASS}"
+    return EntryPlan(entry, regions, size, pixel, nothing=nothing)
+
+
+def open_entry(entry: Entry, mpp: float | None = None) -> Slide:
+    """Open an image's pixels as QuPath shows them.
+
+    Raises
+    ------
+    ImageError, PixelSizeError : the pixels cannot be had, or not be segmented.
+    """
+    image = entry.image
+    if image.problem is not None or image.path is None:
+        raise ImageError(
+            f"image {entry.name!r}",
+            image.problem or "the file is not found",
+            "Say where the images are now with --path-map FROM=TO.",
+        )
+    if entry.image_type == "FLUORESCENCE":
+        raise ImageError(
+            f"image {entry.name!r}",
+            "its type is fluorescence; the model knows stained tissue in transmitted light",
+            "Leave it out with --images, or set its type in QuPath if that is wrong.",
+        )
+    given: tuple[float, float] | float | None = mpp
+    if given is None and image.mpp is not None:
+        # The project's is along the axes of the image as shown, the slide's along the file's.
+        given = image.mpp[::-1] if image.rotation % 180 else image.mpp
+    return open_slide(
+        image.path, series=image.series, rotation=image.rotation, crop=image.crop, mpp=given
+    )
+
+
+def is_chosen(entry: Entry, patterns: Sequence[str]) -> bool:
+    """Whether an image's name or id fits one of the patterns; it does where there are none."""
+    return not patterns or any(
+        fnmatch.fnmatchcase(entry.name, p) or entry.id == p for p in patterns
+    )
+
+
+def _why_nothing(annotations: Sequence[PathObject], options: RunOptions) -> str | None:
+    """Why no annotation of an image can be treated; None where one can."""
+    if not annotations:
+        return "it has no annotations"
+    if all(is_ignored(a) for a in annotations):
+        return f"it has no annotations but those of class {IGNORED_CLASS}"
+    wanted = [a for a in annotations if not is_ignored(a) and is_wanted(a, options.annotations)]
+    if not wanted:
+        known = {word for a in annotations for word in (a.name, a.classification) if word}
+        listed = ", ".join(repr(k) for k in sorted(known)) or "only ones without either"
+        return f"no annotation is called or classified so; there are {listed}"
+    against = [(a, reason_against(a)) for a in wanted]
+    if all(reason for _, reason in against):
+        return "; ".join(f"{label(a)} {reason}" for a, reason in against)
+    return None

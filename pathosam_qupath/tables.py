@@ -1,0 +1,243 @@
+"""How results look as tables in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from pathosam_qupath.demo import Demo
+    from pathosam_qupath.doctor import Check
+    from pathosam_qupath.export import Exported
+    from pathosam_qupath.inspect_project import EntryReport
+    from pathosam_qupath.rollback import EntryRollback
+    from pathosam_qupath.run_plan import EntryPlan
+    from pathosam_qupath.run_record import RunManifest
+
+STATE_STYLE = {
+    "written": "green",
+    "restored": "green",
+    "removed": "green",
+    "ok": "green",
+    "skipped": "dim",
+    "nothing": "dim",
+    "rolled back": "dim",
+    "planned": "dim",
+    "predicted": "yellow",
+    "warn": "yellow",
+    "failed": "red",
+    "fail": "red",
+}
+UNCLASSIFIED = "unclassified"
+_MOST = 30
+"""Annotations of one image that ``inspect`` lists in a terminal."""
+
+
+def entries_table(reports: Sequence[EntryReport]) -> Group:
+    """The tables of ``inspect``: images, their annotations, and what stands in the way."""
+    images = _table("id", "image", "type", "size", "µm/px", "annotations", "detections", "ready")
+    annotations = _table("image", "annotation", "class", "area", "can be segmented")
+    problems = []
+    for r in reports:
+        usable = sum(a.problem is None for a in r.annotations)
+        ready = "yes" if usable else "only with --whole-image"
+        if r.problem is not None:
+            ready = "no, see below"
+            remedy = r.remedy or ""
+            problems.append(_text(f"{r.name}: {r.problem}. {remedy}".rstrip(), "red"))
+        images.add_row(
+            _text(r.id),
+            _text(r.name),
+            _text(r.image_type or "?"),
+            "?" if r.size is None else f"{r.size[0]} × {r.size[1]}",
+            "?" if r.mpp is None else f"{r.mpp[0]:.4g}",
+            f"{usable} of {len(r.annotations)}",
+            _text(
+                "\n".join([f"{r.detections:,}", *(f"{n:,} of {run}" for run, n in r.runs.items())])
+            ),
+            _text(ready, "red" if r.problem is not None else None),
+        )
+        for a in r.annotations[:_MOST]:
+            annotations.add_row(
+                _text(r.id),
+                _text(a.label),
+                _text(a.classification or UNCLASSIFIED, "dim" if not a.classification else None),
+                "–" if a.area is None else area_text(a.area),
+                _text("no, it " + a.problem if a.problem else "yes", "dim" if a.problem else None),
+            )
+        if len(r.annotations) > _MOST:
+            annotations.add_row(
+                _text(r.id), f"and {len(r.annotations) - _MOST:,} more", "", "", "--json lists all"
+            )
+    return Group(images, annotations, *problems)
+
+
+def plans_table(plans: Sequence[EntryPlan]) -> Group:
+    """The table of a dry run, and below it why images would be left out."""
+    table = _table("image", "regions", "area", "would be")
+    notes = []
+    for plan in plans:
+        regions, verdict, style = "–", "segmented", None
+        if plan.error is not None:
+            verdict, style = "refused", "red"
+            notes.append(
+                _text(f"{plan.entry.name}: {plan.error.cause}. {plan.error.remedy}", "red")
+            )
+        elif plan.nothing is not None:
+            verdict, style = "skipped", "dim"
+            notes.append(_text(f"{plan.entry.name}: {plan.nothing}", "dim"))
+        if plan.regions is not None:
+            count = len(plan.regions.treated)
+            regions = "whole image" if count == 0 else f"{count} annotations"
+        area = "–" if plan.area is None else area_text(plan.area)
+        table.add_row(_text(plan.entry.name), regions, area, _text(verdict, style))
+    return Group(table, *notes)
+
+
+def run_table(manifest: RunManifest) -> Group:
+    """The summary of a run, and below it what the reader should know about single images."""
+    title = f"run {manifest.run} · {manifest.model.get('name')}"
+    table = _table(
+        "image", "state", "nuclei", "per mm²", "replaced", "kept", "seconds", title=title
+    )
+    for column in table.columns[2:]:
+        column.justify = "right"
+    notes = []
+    for e in manifest.entries:
+        density = f"{e.nuclei / e.area * 1e6:,.0f}" if e.area else "–"
+        counts = [f"{e.nuclei:,}", density, f"{e.removed:,}", f"{e.kept:,}"]
+        if e.state != "written":
+            counts = ["–"] * len(counts)
+        state = _text(e.state, STATE_STYLE.get(e.state))
+        table.add_row(_text(e.name), state, *counts, f"{e.seconds:.1f}")
+        if e.message:
+            notes.append(_text(f"{e.name}: {e.message}", STATE_STYLE.get(e.state)))
+        if e.kept:
+            notes.append(
+                _text(
+                    f"{e.name}: {e.kept:,} nuclei of earlier runs were kept; "
+                    f"{e.overlapping:,} new ones that lay on them were left out"
+                )
+            )
+    return Group(table, *notes)
+
+
+def runs_table(manifests: Sequence[RunManifest]) -> Table:
+    """The table of ``runs``."""
+    table = _table("run", "model", "images", "nuclei", "state")
+    for manifest in manifests:
+        states: dict[str, int] = {}
+        for entry in manifest.entries:
+            states[entry.state] = states.get(entry.state, 0) + 1
+        state = ", ".join(f"{count} {name}" for name, count in states.items())
+        nuclei = sum(e.nuclei for e in manifest.entries if e.state == "written")
+        table.add_row(
+            manifest.run,
+            _text(str(manifest.model.get("name"))),
+            str(len(manifest.entries)),
+            f"{nuclei:,}",
+            state + ("" if manifest.finished else " (cut off)"),
+        )
+    return table
+
+
+def rollback_table(results: Sequence[EntryRollback]) -> Table:
+    """The summary of a rollback."""
+    table = _table("image", "what happened", "nuclei removed", "edited ones kept", "note")
+    words = {
+        "restored": "old file back, byte for byte",
+        "removed": "own untouched nuclei removed",
+        "nothing": "nothing to undo",
+        "failed": "failed",
+    }
+    for r in results:
+        byte_wise = r.action in ("restored", "nothing")
+        table.add_row(
+            _text(r.name),
+            _text(words[r.action], STATE_STYLE[r.action]),
+            "–" if byte_wise else f"{r.removed:,}",
+            "–" if byte_wise else f"{r.kept:,}",
+            _text(r.message or ""),
+        )
+    return table
+
+
+def checks_table(checks: Sequence[Check]) -> Table:
+    """The table of ``doctor``."""
+    table = Table(show_header=False, box=None)
+    for name in ("status", "name", "found"):
+        table.add_column(name, overflow="fold")
+    for check in checks:
+        found = check.found + (f"\n→ {check.remedy}" if check.remedy else "")
+        status = _text(check.status, STATE_STYLE[check.status])
+        table.add_row(status, _text(check.name), _text(found))
+    return table
+
+
+def exports_table(exported: Sequence[Exported]) -> Table:
+    """The table of ``export``."""
+    table = _table("image", "files", "annotations", "detections", "note")
+    for e in exported:
+        table.add_row(
+            _text(e.name),
+            _text("\n".join(e.files)),
+            f"{e.annotations:,}",
+            f"{e.detections:,}",
+            _text(e.message or "", "red"),
+        )
+    return table
+
+
+def demo_table(demo: Demo) -> Group:
+    """What the demo found, and where it lies."""
+    table = Table(title="Nuclei of the example project", title_justify="left")
+    for name in demo.table.columns:
+        table.add_column(str(name), justify="left" if name in ("annotation", "class") else "right")
+    for row in demo.table.itertuples(index=False):
+        table.add_row(*(_text(_number(value)) for value in row))
+    places = [("project, to be opened in QuPath", demo.project), ("table", demo.table_path)]
+    places += [("picture", picture) for picture in demo.pictures]
+    lines = [_text(f"{name}: {path}") for name, path in places]
+    return Group(run_table(demo.manifest), table, *lines)
+
+
+def evaluation_table(report: Mapping[str, Any]) -> Table:
+    """The scores of ``evaluate``, a row per source and their mean."""
+    columns = ("images", "nuclei", "f1_50", "msa", "aji", "pq", "class_accuracy")
+    table = Table()
+    for name in ("source", *columns):
+        table.add_column(name, justify="left" if name == "source" else "right")
+    for source, scores in [*report["sources"].items(), ("mean", report["mean"])]:
+        table.add_row(_text(source), *(_number(scores.get(name)) for name in columns))
+    return table
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return (
+            f"{value:,.0f}" if value >= 1000 else f"{value:.3f}" if value < 10 else f"{value:.1f}"
+        )
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def area_text(area: float) -> str:
+    """An area in µm² as a person reads it."""
+    return f"{area / 1e6:.3g} mm²" if area >= 1e4 else f"{area:,.0f} µm²"
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _text(text: str, style: str | None = None) -> Text:
+    """Text that is shown as it is: names of images and classes may hold brackets."""
+    return Text(text, style=style or "")
