@@ -16,7 +16,6 @@ import numpy as np
 
 from pathosam_qupath.errors import ImageError
 from pathosam_qupath.slide.cache import Pixels
-from pathosam_qupath.slide.plain import single_channel
 from pathosam_qupath.slide.source import PixelSource
 
 _BLACK = 8
@@ -28,19 +27,17 @@ _TRANSMITTED = 110
 
 
 def check_illumination(path: Path, source: PixelSource) -> None:
-    """Raise where the pixels are not those of a brightfield RGB image.
+    """Raise where the pixels are those of a fluorescence image.
 
     Raises
     ------
-    ImageError : fluorescence, or one channel stored three times.
+    ImageError : fluorescence.
     """
     pixels = sample(source)
     if _is_fluorescence(pixels, source.fluorescence):
         raise fluorescence(
             path, source.fluorescence or "nearly all pixels are black and none is white"
         )
-    if _is_grey(pixels):
-        raise single_channel(path)
 
 
 def fluorescence(path: object, evidence: str) -> ImageError:
@@ -78,9 +75,3 @@ def _is_fluorescence(pixels: Pixels, metadata: str | None) -> bool:
     if metadata is not None:
         return transmitted < 0.05 and dark > 0.2
     return transmitted < 0.01 and dark > 0.6
-
-
-def _is_grey(pixels: Pixels) -> bool:
-    signed = pixels.astype(np.int16)
-    colour = np.abs(signed - signed[:, [1, 2, 0]]).max()
-    return bool(colour <= 2 and signed[:, 1].std() > 8)
