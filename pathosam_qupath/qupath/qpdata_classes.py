@@ -28,6 +28,7 @@ CUSTOM = SC_SERIALIZABLE | SC_WRITE_METHOD
 LISTS = "qupath.lib.measurements.NumericMeasurementList$"
 ROI = "qupath.lib.roi."
 _STRING = "Ljava/lang/String;"
+_CORNERS = ("I c", "I t", "D x", "D x2", "D y", "D y2", "I z", f"L name {_STRING}")
 
 # name: (serialVersionUID, flags, fields as "code name [type]", superclass)
 CLASSES: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
@@ -35,6 +36,7 @@ CLASSES: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
     PACKAGE + "PathROIObject": (1, EXTERNAL, (), PATH_OBJECT),
     ROOT: (1, EXTERNAL, (), PATH_OBJECT),
     DETECTION: (1, EXTERNAL, (), PACKAGE + "PathROIObject"),
+    PACKAGE + "PathAnnotationObject": (1, EXTERNAL, (), PACKAGE + "PathROIObject"),
     METADATA: (1, EXTERNAL, (), None),
     PATH_CLASS: (
         1,
@@ -78,6 +80,8 @@ CLASSES: dict[str, tuple[int, int, tuple[str, ...], str | None]] = {
         ("I c", "I t", "I z", "L stats Lqupath/lib/roi/GeometryROI$GeometryStats;", "[ wkb [B"),
         None,
     ),
+    ROI + "RectangleROI$SerializationProxy": (1, SC_SERIALIZABLE, _CORNERS, None),
+    ROI + "EllipseROI$SerializationProxy": (1, SC_SERIALIZABLE, _CORNERS, None),
     PACKAGE + "hierarchy.PathObjectHierarchy": (
         1,
         SC_SERIALIZABLE,

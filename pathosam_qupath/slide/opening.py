@@ -32,7 +32,8 @@ def open_slide(
     series : which image of the file.
     rotation : clockwise degrees that QuPath turns the (cropped) image: 0, 90, 180, 270.
     crop : (x, y, width, height) that QuPath shows, in pixels of the file.
-    mpp : µm/px, one number or (x, y) along the file's axes, instead of what the file says.
+    mpp : µm/px instead of what the file says: one number, or (x, y) along the axes of the
+        image as QuPath shows it, after crop and rotation.
 
     Raises
     ------
@@ -46,7 +47,7 @@ def open_slide(
     try:
         check_illumination(path, source)
         frame = _frame(path, source, rotation, crop)
-        size = given or source.mpp
+        size = given or (source.mpp and frame.turned(source.mpp))
         if size is None:
             raise _no_pixel_size(path, source)
         return Slide(source, frame, size)

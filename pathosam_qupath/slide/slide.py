@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from pathosam_qupath.slide.resampling import (
 )
 from pathosam_qupath.slide.source import Level, PixelSource
 
+_Number = TypeVar("_Number", int, float)
 BLOCK_CACHE_BYTES = 64 * 2**20
 _ALIGNED = 0.01
 """Level pixels by which a read may drift over the whole level and count as exact."""
@@ -43,7 +45,7 @@ class Frame:
         """(width, height) as QuPath shows it."""
         return self.turned(self.crop[2:])
 
-    def turned(self, pair: tuple[int, int]) -> tuple[int, int]:
+    def turned(self, pair: tuple[_Number, _Number]) -> tuple[_Number, _Number]:
         """Return a file's (x, y) pair of lengths along the frame's axes, or back."""
         return pair if self.rotation % 180 == 0 else (pair[1], pair[0])
 
@@ -78,7 +80,7 @@ class Slide:
         self._pyramid = Pyramid(source)
         self._frame = frame
         self.width, self.height = frame.size
-        self.mpp = mpp if frame.rotation % 180 == 0 else (mpp[1], mpp[0])
+        self.mpp = mpp
         self.levels: tuple[Level, ...] = source.levels
 
     def at(self, mpp: float) -> ScaledSlide:

@@ -37,6 +37,7 @@ def test_ome_with_oblong_pixels(tissue: np.ndarray, tmp_path: Path) -> None:
     metadata = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5}
     tifffile.imwrite(path, tissue, photometric="rgb", metadata=metadata)
     assert pixel_size(path) == (0.25, 0.5)
+    assert pixel_size(path, rotation=90) == (0.5, 0.25)
 
 
 @pytest.mark.parametrize("metadata", [{}, {"PhysicalSizeX": 1.0, "PhysicalSizeXUnit": "pixel"}])
