@@ -85,8 +85,9 @@ def stored_path(uri: str) -> str | None:
     ``/slides/a.svs``, ``C:/slides/a.svs`` or ``//server/share/a.svs``; None for other
     URIs (``http:``, ``omero:``).
     """
-    if re.match(r"[A-Za-z]:[\\/]", uri) or uri.startswith(("\\\\", "/")):
-        return uri.replace("\\", "/")
+    if re.match(r"[A-Za-z]:([\\/]|$)", uri) or uri.startswith(("\\\\", "/")):
+        plain = uri.replace("\\", "/")
+        return plain[0].upper() + plain[1:]  # a drive's letter has no case
     parts = urlsplit(uri)
     if parts.scheme.lower() != "file":
         return None if parts.scheme else uri.replace("\\", "/")
@@ -96,7 +97,7 @@ def stored_path(uri: str) -> str | None:
     if path.startswith("//"):
         return "//" + path.lstrip("/")  # file:////server/share/…, as Java writes it
     if re.match(r"/[A-Za-z]:(/|$)", path):
-        return path[1:]  # file:/C:/…
+        return path[1].upper() + path[2:]  # file:/C:/…
     return path
 
 

@@ -80,11 +80,6 @@ def image_source(record: ImageRecord, finder: ImageFinder) -> ImageSource:
     )
 
 
-def image_size(record: ImageRecord) -> tuple[int, int] | None:
-    """Return (width, height) in pixels of an entry as QuPath shows it, if stored."""
-    return _size(record.server) if record.server is not None else None
-
-
 def _resolve(builder: Mapping[str, Any]) -> _Frame:
     kind = builder.get("builderType")
     if kind == "uri" or (kind is None and "uri" in builder):
