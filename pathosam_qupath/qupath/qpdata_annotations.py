@@ -18,9 +18,14 @@ from pathosam_qupath.errors import UsageError
 from pathosam_qupath.qupath.java_objects import BlockData, JavaObject, JavaString, Node, encode_utf
 from pathosam_qupath.qupath.objects import PathObject
 from pathosam_qupath.qupath.qpdata import QpData
-from pathosam_qupath.qupath.qpdata_build import ALL_CHANNELS, Color, Nodes, packed_color
+from pathosam_qupath.qupath.qpdata_build import (
+    ALL_CHANNELS,
+    Color,
+    Nodes,
+    packed_color,
+    walk_nodes,
+)
 from pathosam_qupath.qupath.qpdata_classes import ROI
-from pathosam_qupath.qupath.qpdata_detections import walk_nodes
 from pathosam_qupath.qupath.qpdata_objects import ID_KEY, PACKAGE
 
 
