@@ -15,7 +15,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,12 +124,21 @@ class JavaObject:
 
     def get(self, name: str, default: Any = None) -> Any:
         """A field's value by name, primitives decoded; ``default`` where there is none."""
+        found = self._field(name)
+        return default if found is None else field_value(*found)
+
+    def raw(self, name: str) -> Any:
+        """A field's value as it is in the stream: bytes of a primitive, else a node."""
+        found = self._field(name)
+        return None if found is None else found[1]
+
+    def _field(self, name: str) -> tuple[JavaField, Any] | None:
         wanted = name.encode()
         for part in reversed(self.data):
             for described, value in zip(part.of.fields, part.values, strict=True):
                 if described.name == wanted:
-                    return field_value(described, value)
-        return default
+                    return described, value
+        return None
 
 
 @dataclass(eq=False, slots=True)
@@ -180,15 +189,30 @@ class JavaException:
     thrown: Node
 
 
-class Run(Protocol):
-    """Many consecutive objects in one entry of a contents list (see ``java_runs``)."""
+@dataclass(eq=False, slots=True)
+class Reference:
+    """A reference as such, where one example stands for many objects (``java_runs``).
 
-    def __len__(self) -> int: ...
+    ``target`` is what it is in the example.
+    """
+
+    target: Node
+
+
+class Run:
+    """Many consecutive objects in one entry of a contents list (``java_runs``)."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def write(self, writer: Any) -> None:
+        """Write the objects with a ``StreamWriter``."""
+        raise NotImplementedError
 
 
 Node: TypeAlias = (
     "JavaString | JavaClass | JavaObject | JavaArray | JavaEnum | JavaClassObject"
-    " | BlockData | Reset | JavaException | Run | None"
+    " | BlockData | Reset | JavaException | Reference | Run | None"
 )
 
 

@@ -13,7 +13,8 @@ anything is made of them, nesting is limited, and what does not fit the grammar 
 from __future__ import annotations
 
 import struct
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import BinaryIO, Protocol
 
 from pathosam_qupath.errors import FormatError
 from pathosam_qupath.qupath.java_objects import (
@@ -35,8 +36,8 @@ from pathosam_qupath.qupath.java_objects import (
     JavaString,
     Node,
     Reset,
+    Run,
 )
-from pathosam_qupath.qupath.java_runs import ObjectRun, RunFinder
 
 HEADER = b"\xac\xed\x00\x05"
 FIRST_HANDLE = 0x7E0000
@@ -66,8 +67,26 @@ _END = object()
 """What closes a contents list; never leaves this module."""
 
 
+class Finder(Protocol):
+    """What may take objects from the reader, many at a time (``java_runs.RunFinder``)."""
+
+    def take_run(self) -> Run | None:
+        """Read the regular objects that begin here, or None where there are none."""
+
+    def learn(self, node: Node, start: int, handle: int) -> None:
+        """See an object that was read at ``start`` with the number ``handle``."""
+
+    def expand(self, handle: int) -> None:
+        """Make nodes of the object in a run that has this number, if there is one."""
+
+    def forget(self) -> None:
+        """The numbers start anew."""
+
+
 def read_stream(
-    data: bytes, subject: object = "Java object stream", compact: frozenset[str] = frozenset()
+    data: bytes,
+    subject: object = "Java object stream",
+    find_runs: Callable[[StreamReader], Finder] | None = None,
 ) -> list[Node]:
     """Parse a whole stream.
 
@@ -75,14 +94,16 @@ def read_stream(
     ----------
     data : the stream, header included.
     subject : what an error is about, for instance the file's name.
-    compact : names of classes (a derived class counts) whose objects may be kept as
-        bytes, many in one ``ObjectRun``, where they are regular.
+    find_runs : makes what keeps regular objects as bytes; None makes nodes of all.
 
     Raises
     ------
     FormatError : not a Java object stream, cut off, damaged, or nested too deeply.
     """
-    return StreamReader(data, subject, compact).read()
+    reader = StreamReader(data, subject)
+    if find_runs is not None:
+        reader.finder = find_runs(reader)
+    return reader.read()
 
 
 def write_stream(nodes: list[Node], file: BinaryIO) -> None:
@@ -95,14 +116,14 @@ def write_stream(nodes: list[Node], file: BinaryIO) -> None:
 class StreamReader:
     """The state of reading one stream: a position, and the objects by their numbers."""
 
-    def __init__(self, data: bytes, subject: object, compact: frozenset[str]) -> None:
+    def __init__(self, data: bytes, subject: object) -> None:
         self.data = data
         self.at = 0
         self.subject = subject
         self.depth = 0
         self.next_handle = FIRST_HANDLE
         self.nodes: dict[int, Node] = {}
-        self.finder = RunFinder(self, compact) if compact else None
+        self.finder: Finder | None = None
         self._parsers = {
             TC_REFERENCE: self._reference,
             TC_CLASSDESC: self._class,
@@ -158,6 +179,10 @@ class StreamReader:
         """A big-endian integer."""
         return int.from_bytes(self.take(size, expected), "big", signed=signed)
 
+    def primitive(self, size: int) -> bytes:
+        """A field's primitive value."""
+        return self.take(size, "a field")
+
     def register(self, node: Node) -> None:
         """Give a node the next number."""
         self.nodes[self.next_handle] = node
@@ -172,12 +197,14 @@ class StreamReader:
 
     def lookup(self, handle: int, at: int) -> Node:
         """The node with this number."""
+        if not FIRST_HANDLE <= handle < self.next_handle:
+            raise self.error("a reference to one of the objects before", at)
         if handle not in self.nodes and self.finder is not None:
             self.finder.expand(handle)
-        try:
-            return self.nodes[handle]
-        except KeyError:
-            raise self.error(f"a reference to one of the {len(self.nodes):,} objects before", at)
+        node = self.nodes.get(handle)
+        if node is None:
+            raise self.error("a reference to one of the objects before", at)
+        return node
 
     def content(self) -> Node:
         """Any object, null, or block data."""
@@ -194,6 +221,15 @@ class StreamReader:
         node: Node = parse()
         self.depth -= 1
         return node
+
+    def node_at(self, start: int, handle: int) -> Node:
+        """Parse the object at ``start``, whose number is ``handle``, then come back here."""
+        before = self.at, self.next_handle
+        self.at, self.next_handle = start, handle
+        try:
+            return self.content()
+        finally:
+            self.at, self.next_handle = before
 
     def value(self) -> Node:
         """An object or null where block data must not be."""
@@ -322,7 +358,7 @@ class StreamReader:
             node.data.append(data)
             for described in part.fields:
                 size = PRIMITIVE_SIZES.get(described.code)
-                data.values.append(self.take(size, "a field") if size else self.value())
+                data.values.append(self.primitive(size) if size else self.value())
             if custom:
                 data.annotation = self.contents()
         return node
@@ -376,13 +412,18 @@ class StreamReader:
 class StreamWriter:
     """The state of writing one stream: the numbers given, and bytes not yet written."""
 
-    def __init__(self, file: BinaryIO | None, buffer_size: int = 1 << 20) -> None:
+    def __init__(self, file: BinaryIO, buffer_size: int = 1 << 20) -> None:
         self.file = file
         self.out = bytearray()
         self.buffer_size = buffer_size
         self.handles: dict[Node, int] = {}
         self.next_handle = FIRST_HANDLE
         self.depth = 0
+
+    def write_bytes(self, raw: memoryview) -> None:
+        """Write bytes that are a part of the stream."""
+        self.flush()
+        self.file.write(raw)
 
     def write_all(self, nodes: list[Node]) -> None:
         """The header, then every top-level node."""
@@ -392,7 +433,7 @@ class StreamWriter:
 
     def flush(self) -> None:
         """Hand the bytes made so far to the file."""
-        if self.file is not None and self.out:
+        if self.out:
             self.file.write(self.out)
             self.out = bytearray()
 
@@ -433,7 +474,7 @@ class StreamWriter:
             self._block(node)
         elif isinstance(node, JavaClass):
             self._class(node)
-        elif isinstance(node, ObjectRun):
+        elif isinstance(node, Run):
             node.write(self)
         elif isinstance(node, JavaEnum):
             out.append(TC_ENUM)
@@ -503,7 +544,7 @@ class StreamWriter:
         self.node(node.of)
         self.register(node)
         for part in node.data:
-            for described, value in zip(part.of.fields, part.values, strict=False):
+            for described, value in zip(part.of.fields, part.values, strict=True):
                 if described.code in PRIMITIVE_SIZES:
                     self.out += value
                 else:

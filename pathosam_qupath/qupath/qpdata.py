@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import UUID, uuid4
 
 from pathosam_qupath.errors import ProjectError
 from pathosam_qupath.qupath.java_objects import JavaObject, Node
+from pathosam_qupath.qupath.java_runs import ObjectRun, RunFinder
 from pathosam_qupath.qupath.java_serialization import read_stream, write_stream
 from pathosam_qupath.qupath.objects import PathObject
-from pathosam_qupath.qupath.qpdata_build import Color, new_stream
+from pathosam_qupath.qupath.qpdata_build import Color, Nodes, new_stream, walk_nodes
 from pathosam_qupath.qupath.qpdata_detections import build_detections
-from pathosam_qupath.qupath.qpdata_frames import objects_frame
-from pathosam_qupath.qupath.qpdata_hierarchy import HIERARCHY, Hierarchy, TmaGrid
+from pathosam_qupath.qupath.qpdata_batches import read_batches
+from pathosam_qupath.qupath.qpdata_frames import FrameBuilder
+from pathosam_qupath.qupath.qpdata_hierarchy import HIERARCHY, Hierarchy, Place, TmaGrid
 from pathosam_qupath.qupath.qpdata_image import (
     WorkflowStep,
     find,
@@ -31,10 +34,12 @@ from pathosam_qupath.qupath.qpdata_image import (
     read_version,
     read_workflow,
 )
-from pathosam_qupath.qupath.qpdata_objects import object_type, read_object
+from pathosam_qupath.qupath.qpdata_objects import DETECTION, object_type, read_object
 
 if TYPE_CHECKING:
     import geopandas as gpd
+
+DETECTIONS = ("detection", "cell", "tile")
 
 __all__ = ["QpData", "TmaGrid", "WorkflowStep"]
 
@@ -74,7 +79,10 @@ class QpData:
                 raise ProjectError(
                     source, f"cannot be read: {error.strerror}", "Check the path and its rights."
                 ) from error
-        return cls(read_stream(data, subject), subject)
+        nodes = read_stream(data, subject, lambda reader: RunFinder(reader, {DETECTION}))
+        if not Hierarchy(find(nodes, HIERARCHY), subject).has_ids():
+            nodes = read_stream(data, subject)
+        return cls(nodes, subject)
 
     @classmethod
     def new(
@@ -139,11 +147,22 @@ class QpData:
 
     def objects(self) -> list[PathObject]:
         """Every object but the root, parents before children, in QuPath's order."""
-        return self._read(None)
+        found: list[PathObject] = []
+        for place in self._hierarchy.walk():
+            if isinstance(place.node, ObjectRun):
+                batches = read_batches(place.node, place.parent, self._subject)
+                rows = [pair for batch in batches for pair in batch.objects(place.parent)]
+                rows.sort(key=lambda pair: pair[0])
+                found.extend(value for _, value in rows)
+            elif (value := self._object(place)) is not None:
+                found.append(value)
+        return found
 
     def annotations(self) -> list[PathObject]:
         """The annotations alone, in the same order; cheap beside many detections."""
-        return self._read({"annotation"})
+        places = self._hierarchy.walk(runs=False)
+        found = (self._object(p, ("annotation",)) for p in places)
+        return [value for value in found if value is not None]
 
     def detections(self) -> gpd.GeoDataFrame:
         """Detections, cells and tiles, a row each.
@@ -151,7 +170,20 @@ class QpData:
         Columns are ``FRAME_COLUMNS`` (ids and parents as text; geometry in full-resolution
         pixels, no CRS) and a float column for each measurement, NaN where there is none.
         """
-        return objects_frame(self._read({"detection", "cell", "tile"}))
+        places = [
+            p
+            for p in self._hierarchy.walk()
+            if isinstance(p.node, ObjectRun) or object_type(p.node.of) in DETECTIONS
+        ]
+        sizes = [len(p.node) if isinstance(p.node, ObjectRun) else 1 for p in places]
+        builder = FrameBuilder(sum(sizes))
+        for place, end, size in zip(places, accumulate(sizes), sizes, strict=True):
+            if isinstance(place.node, ObjectRun):
+                batches = read_batches(place.node, place.parent, self._subject)
+                builder.put_batches(end - size, batches, place.parent)
+            elif (value := self._object(place)) is not None:
+                builder.put_object(end - size, value)
+        return builder.frame()
 
     def remove(self, ids: Collection[UUID]) -> int:
         """Take objects out by id; their children move to the end of their parent's list.
@@ -173,16 +205,12 @@ class QpData:
             that optional); every further float column is a measurement.
         class_colors : of classes that the file lacks; one that it has keeps its colour.
         """
-        self._hierarchy.append(build_detections(frame, class_colors or {}, self._nodes))
+        nodes = Nodes(walk_nodes(self._nodes))
+        self._hierarchy.append(build_detections(frame, class_colors or {}, nodes))
 
-    def _read(self, kinds: Collection[str] | None) -> list[PathObject]:
-        found = []
-        for place in self._hierarchy.walk():
-            node, parts = place.node, place.parts
-            if not isinstance(node, JavaObject) or parts is None or node is self._hierarchy.root:
-                continue
-            if place.id is not None and (kinds is None or object_type(node.of) in kinds):
-                value = read_object(node, parts, place.id, place.parent, self._subject)
-                if value is not None:
-                    found.append(value)
-        return found
+    def _object(self, place: Place, kinds: Collection[str] = ()) -> PathObject | None:
+        if not isinstance(place.node, JavaObject) or place.parts is None or place.id is None:
+            return None
+        if kinds and object_type(place.node.of) not in kinds:
+            return None
+        return read_object(place.node, place.parts, place.id, place.parent, self._subject)

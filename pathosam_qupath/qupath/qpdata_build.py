@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +31,7 @@ from pathosam_qupath.qupath.java_objects import (
     Node,
     encode_utf,
 )
+from pathosam_qupath.qupath.java_runs import ObjectRun
 from pathosam_qupath.qupath.qpdata_classes import CLASSES, LISTS, PATH_CLASS, ROI
 from pathosam_qupath.qupath.qpdata_objects import (
     DETECTION,
@@ -292,3 +293,31 @@ def new_stream(
         ),
         JavaString(b"EOF"),
     ]
+
+
+def walk_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
+    """Every node once, in the order of the stream; what a run refers to, not its objects."""
+    seen: set[Node] = set()
+    stack: list[Node] = list(reversed(nodes))
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        below: list[Any] = []
+        if isinstance(node, JavaObject):
+            below.append(node.of)
+            for part in node.data:
+                below += [v for v in part.values if not isinstance(v, bytes)]
+                below += part.annotation or []
+        elif isinstance(node, JavaArray):
+            below = [node.of, *node.items]
+        elif isinstance(node, JavaEnum):
+            below = [node.of, node.constant]
+        elif isinstance(node, JavaClass):
+            below = [*(f.type for f in node.fields), *node.annotation, node.parent]
+        elif isinstance(node, ObjectRun):
+            numbers, _ = node.targets()
+            below = [node.nodes[n] for n in numbers.tolist()]
+        stack.extend(reversed(below))

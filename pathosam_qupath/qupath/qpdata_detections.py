@@ -1,86 +1,338 @@
-"""Detections of a frame as nodes of a ``.qpdata`` stream."""
+"""Detections of a frame as objects of a ``.qpdata`` stream, made many at a time.
+
+One example of each layout is made from nodes and written; its bytes are then repeated and
+the columns that differ (id, vertices, measurements, class, run) put in. What is not a
+polygon without holes becomes a GeometryROI, object by object.
+"""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import numpy as np
 import shapely
+from numpy.typing import NDArray
 
 from pathosam_qupath.errors import UsageError
-from pathosam_qupath.qupath.java_objects import (
-    JavaArray,
-    JavaClass,
-    JavaEnum,
-    JavaObject,
-    JavaString,
-    Node,
-)
+from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, JavaString, Node
+from pathosam_qupath.qupath.java_runs import CHUNK, Indices, ObjectRun, put_rows, set_column
+from pathosam_qupath.qupath.java_serialization import StreamWriter
+from pathosam_qupath.qupath.java_shapes import Layout, Shape, learn_shape
 from pathosam_qupath.qupath.objects import FRAME_COLUMNS, RUN_KEY
 from pathosam_qupath.qupath.qpdata_build import Color, Nodes
+from pathosam_qupath.qupath.qpdata_objects import DETECTION, ID_KEY, map_items, read_parts, text
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
+ID = "00000000-0000-0000-0000-000000000000"
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """A frame's columns as arrays; None where there is nothing.
+
+    ``measurements`` is (objects, names); ``geometry`` holds shapely geometries in pixels.
+    """
+
+    ids: NDArray[Any]
+    classes: NDArray[Any]
+    probability: NDArray[np.float64]
+    names: NDArray[Any]
+    colors: NDArray[Any]
+    locked: NDArray[np.bool_]
+    parents: NDArray[Any]
+    runs: NDArray[Any]
+    geometry: NDArray[Any]
+    measured: tuple[str, ...]
+    measurements: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
 
 def build_detections(
-    frame: gpd.GeoDataFrame, class_colors: Mapping[str, Color], stream: Sequence[Node]
+    frame: gpd.GeoDataFrame, class_colors: Mapping[str, Color], nodes: Nodes
 ) -> dict[UUID | None, list[Node]]:
-    nodes = Nodes(walk_nodes(stream))
-    measures = [c for c in frame.columns if c not in FRAME_COLUMNS]
-    names = nodes.names(measures) if measures else None
-    run_key = nodes.string(RUN_KEY)
-    added: dict[UUID | None, list[Node]] = defaultdict(list)
-    for row in frame.to_dict("records"):
-        geometry = row["geometry"]
-        if geometry.geom_type == "Polygon" and not len(geometry.interiors):
-            xy = shapely.get_coordinates(geometry)[:-1].astype(np.float32)
-            roi = nodes.polygon(xy[:, 0], xy[:, 1])
-        else:
-            roi = nodes.geometry(shapely.to_wkb(geometry, byte_order=0))
-        run, cls, parent = row.get("run"), row.get("classification"), row.get("parent")
-        values = np.array([row[m] for m in measures], float)
-        prob = row.get("probability")
-        added[UUID(parent) if isinstance(parent, str) else None].append(
-            nodes.detection(
-                UUID(row["id"]) if isinstance(row.get("id"), str) else uuid4(),
-                roi,
-                run=nodes.string(run) if isinstance(run, str) else None,
-                run_key=run_key,
-                measurements=nodes.measurements(names, values) if names else None,
-                path_class=nodes.path_class(cls, class_colors) if isinstance(cls, str) else None,
-                probability=float("nan") if prob is None else float(prob),
-                locked=bool(row.get("locked", False)),
-                name=row["name"] if isinstance(row.get("name"), str) else None,
-                color=row["color"] if isinstance(row.get("color"), tuple) else None,
-            )
+    """Objects, and runs of them, under the id of their parent (None: the root).
+
+    Parameters
+    ----------
+    frame : as ``QpData.add_detections`` takes it.
+    class_colors : of classes that ``nodes`` does not know.
+    nodes : what may be used again of the stream that the objects are for.
+
+    Raises
+    ------
+    UsageError : a column that cannot be written, with the row and what is wrong with it.
+    """
+    columns = read_columns(frame)
+    builder = _Builder(columns, class_colors, nodes)
+    groups: dict[Any, list[int]] = {}
+    for row, parent in enumerate(columns.parents.tolist()):
+        groups.setdefault(parent, []).append(row)
+    return {
+        None if parent is None else UUID(parent): builder.build(np.array(rows, np.int64))
+        for parent, rows in groups.items()
+    }
+
+
+def read_columns(frame: gpd.GeoDataFrame) -> Columns:
+    """Check a frame's columns and turn them into arrays."""
+    count = len(frame)
+    measured = tuple(c for c in frame.columns if c not in FRAME_COLUMNS and c != frame.geometry.name)
+    values = np.empty((count, len(measured)))
+    for i, name in enumerate(measured):
+        try:
+            values[:, i] = np.asarray(frame[name], np.float64)
+        except (ValueError, TypeError):
+            raise UsageError(
+                f"column {name!r}",
+                f"measurements are numbers, this has {frame[name].dtype}",
+                "Leave the column out.",
+            ) from None
+    kinds = set(_objects(frame, "object_type").tolist()) - {None, "detection"}
+    if kinds:
+        raise UsageError(
+            "detections to write",
+            f"they are to be detections, found {sorted(map(str, kinds))}",
+            "Write cells, tiles and annotations with QuPath.",
         )
-    return added
+    geometry = np.asarray(frame.geometry.values, object)
+    if count and bool((shapely.is_missing(geometry) | shapely.is_empty(geometry)).any()):
+        raise UsageError("detections to write", "one has no geometry", "Leave it out.")
+    if not np.isfinite(shapely.total_bounds(geometry)).all() and count:
+        raise UsageError("detections to write", "a vertex is not finite", "Leave it out.")
+    ids = _objects(frame, "id")
+    for row in np.flatnonzero(ids == None).tolist():  # noqa: E711
+        ids[row] = str(uuid4())
+    probability = np.full(count, np.nan)
+    if "probability" in frame.columns:
+        probability = np.asarray(frame["probability"], np.float64)
+    locked = np.array([bool(v) for v in _objects(frame, "locked").tolist()], bool)
+    return Columns(
+        ids=_uuid_texts(ids),
+        classes=_objects(frame, "classification"),
+        probability=probability,
+        names=_objects(frame, "name"),
+        colors=_objects(frame, "color"),
+        locked=locked,
+        parents=_objects(frame, "parent"),
+        runs=_objects(frame, "run"),
+        geometry=geometry,
+        measured=measured,
+        measurements=values,
+    )
 
 
-def walk_nodes(nodes: Sequence[Node]) -> Iterator[Node]:
-    """Every node once, in the order of the stream."""
-    seen: set[Node] = set()
-    stack: list[Node] = list(reversed(nodes))
-    while stack:
-        node = stack.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        below: list[Any] = []
-        if isinstance(node, JavaObject):
-            below.append(node.of)
-            for part in node.data:
-                below += [v for v in part.values if not isinstance(v, bytes)]
-                below += part.annotation or []
-        elif isinstance(node, JavaArray):
-            below = [node.of, *node.items]
-        elif isinstance(node, JavaEnum):
-            below = [node.of, node.constant]
-        elif isinstance(node, JavaClass):
-            below = [*(f.type for f in node.fields), *node.annotation, node.parent]
-        stack.extend(reversed(below))
+def _objects(frame: gpd.GeoDataFrame, name: str) -> NDArray[Any]:
+    """A column as Python objects, all kinds of "missing" as None."""
+    values = np.full(len(frame), None, object)
+    if name in frame.columns:
+        found = frame[name]
+        present = ~np.asarray(found.isna(), bool)
+        values[present] = np.asarray(found, object)[present]
+    return values
+
+
+def _uuid_texts(ids: NDArray[Any]) -> NDArray[Any]:
+    """Ids as QuPath writes them; each is checked."""
+    texts = np.empty(len(ids), "S36")
+    for row, value in enumerate(ids.tolist()):
+        try:
+            texts[row] = str(UUID(str(value))).encode()
+        except ValueError:
+            raise UsageError(f"id {value!r}", "it is no UUID", "Give ids as UUIDs.") from None
+    return texts
+
+
+class _Builder:
+    def __init__(
+        self, columns: Columns, class_colors: Mapping[str, Color], nodes: Nodes
+    ) -> None:
+        self._columns = columns
+        self._nodes = nodes
+        self._run_key = nodes.string(RUN_KEY)
+        self._names = nodes.names(columns.measured) if columns.measured else None
+        self._classes = {
+            name: nodes.path_class(str(name), class_colors)
+            for name in dict.fromkeys(columns.classes.tolist())
+            if name is not None
+        }
+        self._runs = {r: nodes.string(str(r)) for r in set(columns.runs.tolist()) - {None}}
+        self._targets: dict[int, Node] = {}
+        self._numbers: dict[Node, int] = {}
+        self._layouts: list[Layout] = []
+        self._kinds: dict[tuple[Any, ...], tuple[int, bytes]] = {}
+        self._shapes: dict[tuple[Any, ...], Shape] = {}
+
+    def build(self, rows: Indices) -> list[Node]:
+        """Nodes and runs for some rows, in their order."""
+        geometry = self._columns.geometry[rows]
+        simple = shapely.get_type_id(geometry) == 3
+        simple[simple] = shapely.get_num_interior_rings(geometry[simple]) == 0
+        built: list[Node] = []
+        cuts = np.flatnonzero(np.diff(simple)) + 1
+        for part in np.split(rows, cuts):
+            if len(part) == 0:
+                continue
+            if simple[np.searchsorted(rows, part[0])]:
+                built.append(self._run(part))
+            else:
+                built.extend(self._with_geometry(row) for row in part.tolist())
+        return built
+
+    def _with_geometry(self, row: int) -> JavaObject:
+        """A GeometryROI, in the byte order that QuPath writes."""
+        wkb = shapely.to_wkb(shapely.force_2d(self._columns.geometry[row]), byte_order=0)
+        return self._example(row, self._nodes.geometry(wkb))
+
+    def _example(self, row: int, roi: JavaObject) -> JavaObject:
+        c = self._columns
+        run, cls = c.runs[row], c.classes[row]
+        measurements = None
+        if self._names is not None:
+            measurements = self._nodes.measurements(self._names, c.measurements[row])
+        return self._nodes.detection(
+            UUID(c.ids[row].decode()),
+            roi,
+            run=None if run is None else self._runs[run],
+            run_key=self._run_key,
+            measurements=measurements,
+            path_class=None if cls is None else self._classes[cls],
+            probability=float(c.probability[row]),
+            locked=bool(c.locked[row]),
+            name=None if c.names[row] is None else str(c.names[row]),
+            color=None if c.colors[row] is None else tuple(c.colors[row]),
+        )
+
+    def _run(self, rows: Indices) -> ObjectRun:
+        """Polygons without holes, as bytes."""
+        c = self._columns
+        counts = shapely.get_num_coordinates(c.geometry[rows]) - 1
+        kinds = np.empty(len(rows), np.int32)
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        plain = (c.names[rows] == None) & (c.colors[rows] == None)  # noqa: E711
+        flags = zip(
+            counts.tolist(),
+            (c.classes[rows] != None).tolist(),  # noqa: E711
+            (c.runs[rows] != None).tolist(),  # noqa: E711
+            plain.tolist(),
+            strict=True,
+        )
+        for i, (count, has_class, has_run, is_plain) in enumerate(flags):
+            named = () if is_plain else (c.names[rows[i]], c.colors[rows[i]])
+            groups.setdefault((count, has_class, has_run, named), []).append(i)
+        members = []
+        for key, group in groups.items():
+            kind, template = self._layout(key, int(rows[group[0]]))
+            which = np.array(group, np.int64)
+            kinds[which] = kind
+            members.append((kind, template, which))
+        sizes = np.array([layout.size for layout in self._layouts], np.int64)[kinds]
+        ends = np.cumsum(sizes)
+        data = np.empty(int(ends[-1]), np.uint8)
+        for kind, template, which in members:
+            for first in range(0, len(which), CHUNK):
+                part = which[first : first + CHUNK]
+                table = self._fill(self._layouts[kind], template, rows[part])
+                put_rows(data, ends[part] - len(template), table)
+        return ObjectRun(data, ends - sizes, kinds, self._layouts, self._targets)
+
+    def _layout(self, key: tuple[Any, ...], row: int) -> tuple[int, bytes]:
+        """A layout's number and an example's bytes, by what makes layouts differ."""
+        if key not in self._kinds:
+            vertices = np.zeros(key[0], np.float32)
+            example = self._example(row, self._nodes.polygon(vertices, vertices))
+            for shared in self._shared(example):
+                if shared not in self._numbers:
+                    self._numbers[shared] = len(self._targets)
+                    self._targets[len(self._targets)] = shared
+            file = io.BytesIO()
+            writer = StreamWriter(file)
+            writer.handles = dict(self._numbers)
+            writer.next_handle = 1 << 30
+            writer.node(example)
+            writer.flush()
+            raw = file.getvalue()
+            shape = self._shapes.get(key[1:])
+            found = shape.match(raw, 0) if shape is not None else None
+            if shape is None or found is None:
+                shape = learn_shape(raw, self._targets, 1 << 30, {DETECTION})
+                if shape is None:
+                    raise TypeError("an example of a detection is not regular")
+                self._shapes[key[1:]] = shape
+                found = shape.match(raw, 0)
+            if found is None:
+                raise TypeError("an example of a detection is not of its own shape")
+            self._kinds[key] = len(self._layouts), raw
+            self._layouts.append(Layout(shape, found[1]))
+        return self._kinds[key]
+
+    def _shared(self, example: JavaObject) -> Iterator[Node]:
+        """What an example shares with others: classes, lists, strings, its PathClass."""
+        parts = read_parts(example, "an example")
+        own: list[JavaObject | JavaArray] = [example]
+        for part in (parts.metadata, parts.measurements, parts.roi, parts.color):
+            if isinstance(part, JavaObject):
+                own.append(part)
+        for part in list(own):
+            if isinstance(part, JavaObject):
+                below = [*part.contents, *(v for d in part.data for v in d.values)]
+                own += [n for n in below if isinstance(n, JavaArray)]
+        yield from (part.of for part in own)
+        for key, value in map_items(parts.metadata):
+            yield key
+            if text(key) != ID_KEY:
+                yield value
+        if isinstance(parts.metadata, JavaObject):
+            yield parts.metadata.contents[0]
+        if self._names is not None:
+            yield self._names
+        yield from (n for n in (parts.locked, parts.path_class) if n is not None)
+        yield from self._classes.values()
+        yield from self._runs.values()
+        yield from (self._nodes.boolean(b) for b in (False, True))
+
+    def _fill(self, layout: Layout, template: bytes, rows: Indices) -> NDArray[np.uint8]:
+        """The template once for each row, with the row's own values."""
+        c = self._columns
+        table = np.tile(np.frombuffer(template, np.uint8), (len(rows), 1))
+        parts = read_parts(layout.shape.example, "an example")
+        roi, measurements = parts.roi, parts.measurements
+        items = {text(getattr(k, "target", k)): v for k, v in map_items(parts.metadata)}
+        identifier = layout.offset(items[ID_KEY])
+        letters = np.ascontiguousarray(c.ids[rows]).view(np.uint8).reshape(len(rows), 36)
+        table[:, identifier : identifier + 36] = letters
+        if not isinstance(roi, JavaObject):
+            raise TypeError("an example of a detection has no ROI")
+        x, y = roi.raw("x"), roi.raw("y")
+        count = layout.length(x)
+        xy = shapely.get_coordinates(c.geometry[rows]).reshape(len(rows), count + 1, 2)
+        for axis, array in enumerate((x, y)):
+            _set(table, layout.offset(array), ">f4", xy[:, :-1, axis])
+        if isinstance(measurements, JavaObject):
+            array = measurements.raw("values")
+            _set(table, layout.offset(array), ">f8", c.measurements[rows])
+        set_column(table, layout.offset(parts.last), ">f8", c.probability[rows])
+        booleans = [self._numbers[self._nodes.boolean(b)] for b in (False, True)]
+        locked = np.array(booleans)[c.locked[rows].astype(int)]
+        set_column(table, layout.offset(parts.locked), ">u4", locked)
+        for part, values, found in (
+            (parts.path_class, c.classes, self._classes),
+            (items.get(RUN_KEY), c.runs, self._runs),
+        ):
+            if part is not None:
+                numbers = [self._numbers[found[v]] for v in values[rows].tolist()]
+                set_column(table, layout.offset(part), ">u4", np.array(numbers))
+        return table
+
+
+def _set(table: NDArray[np.uint8], offset: int, dtype: str, values: NDArray[Any]) -> None:
+    raw = np.ascontiguousarray(values, dtype).view(np.uint8).reshape(len(table), -1)
+    table[:, offset : offset + raw.shape[1]] = raw

@@ -14,7 +14,9 @@ from uuid import UUID, uuid5
 from pathosam_qupath.errors import ProjectError
 from pathosam_qupath.qupath.java_objects import BlockData, JavaObject, Node
 from pathosam_qupath.qupath.java_runs import ObjectRun
+from pathosam_qupath.qupath.qpdata_batches import without_ids
 from pathosam_qupath.qupath.qpdata_objects import (
+    NO_ID,
     ObjectParts,
     children_of,
     damaged,
@@ -25,9 +27,6 @@ from pathosam_qupath.qupath.qpdata_objects import (
 )
 
 HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
-NO_ID = UUID("7f1c4c5e-51a5-4ae0-9c5a-6a60e9d9e3c1")
-"""Namespace of the ids that objects without one get here (files before QuPath 0.4)."""
-
 
 @dataclass(frozen=True)
 class TmaGrid:
@@ -156,7 +155,7 @@ class Hierarchy:
             before = list(children_of(node, parts))
             for child in before:
                 if isinstance(child, ObjectRun):
-                    thinner = child.without(wanted)
+                    thinner = without_ids(child, wanted, self._subject)
                     removed += len(child) - len(thinner)
                     if len(thinner):
                         kept.append(thinner)

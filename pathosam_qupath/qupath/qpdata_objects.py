@@ -23,6 +23,7 @@ from pathosam_qupath.qupath.java_objects import (
     JavaObject,
     JavaString,
     Node,
+    Reference,
 )
 from pathosam_qupath.qupath.java_runs import ObjectRun
 from pathosam_qupath.qupath.objects import ObjectType, PathObject
@@ -34,6 +35,8 @@ ROOT = PACKAGE + "PathRootObject"
 DETECTION = PACKAGE + "PathDetectionObject"
 METADATA = PACKAGE + "MetadataMap"
 ID_KEY = "Object ID"
+NO_ID = UUID("7f1c4c5e-51a5-4ae0-9c5a-6a60e9d9e3c1")
+"""Namespace of the ids that objects without one get here (files before QuPath 0.4)."""
 OBJECT_TYPES: dict[str, ObjectType] = {
     PACKAGE + "PathCellObject": "cell",
     PACKAGE + "PathTileObject": "tile",
@@ -62,9 +65,21 @@ class ObjectParts:
     locked: Node = None
     path_class: Node = None
     roi: Node = None
-    probability: float = float("nan")
-    missing: bool = False
+    last: BlockData | None = None
     nucleus: Node = None
+
+    @property
+    def probability(self) -> float | None:
+        """Of the class; None where there is none (NaN in the file)."""
+        if self.last is None:
+            return None
+        value: float = struct.unpack(">d", self.last.raw[:8])[0]
+        return None if value != value else value
+
+    @property
+    def missing(self) -> bool:
+        """Whether a TMA core is marked as missing."""
+        return self.last is not None and len(self.last.raw) > 8 and self.last.raw[8] != 0
 
 
 def damaged(subject: object, cause: str) -> FormatError:
@@ -127,43 +142,47 @@ def read_parts(node: JavaObject, subject: object) -> ObjectParts:
         path_class, roi, last = contents[at], contents[at + 1], contents[at + 2]
         if not isinstance(last, BlockData) or len(last.raw) < 8:
             raise damaged(subject, f"a {kind} lacks its class probability")
-        probability = struct.unpack(">d", last.raw[:8])[0]
-        missing = len(last.raw) > 8 and last.raw[8] != 0
         nucleus = None
         if object_type(node.of) == "cell" and len(contents) > at + 3:
             nucleus = contents[at + 3]
-        return ObjectParts(*parts, locked, path_class, roi, probability, missing, nucleus)
+        return ObjectParts(*parts, locked, path_class, roi, last, nucleus)
     except IndexError:
         raise damaged(subject, f"a {kind} ends before its last part") from None
 
 
 def children_of(node: JavaObject, parts: ObjectParts) -> Iterator[Node]:
     """The entries of an object's list of children: objects, or runs of them."""
-    yield from node.contents[parts.count_at + 1 : parts.tail_at]
+    for child in node.contents[parts.count_at + 1 : parts.tail_at]:
+        if isinstance(child, ObjectRun):
+            yield from child.pieces()
+        else:
+            yield child
 
 
 def read_object(
     node: JavaObject,
     parts: ObjectParts,
-    identifier: UUID,
+    given: UUID,
     parent: UUID | None,
     subject: object,
 ) -> PathObject | None:
-    """An object as a plain value; None for kinds of object that are not known."""
+    """An object as a plain value; None for kinds of object that are not known.
+
+    ``given`` is its id where the file has none.
+    """
     kind = object_type(node.of)
     if kind is None:
         return None
     metadata = read_metadata(parts.metadata, subject)
     roi = read_roi(parts.roi, subject)
     nucleus = read_roi(parts.nucleus, subject)
-    probability = parts.probability
     return PathObject(
-        id=identifier,
+        id=read_id(parts) or given,
         object_type=kind,
         geometry=roi.geometry,
         roi=roi.kind,
         classification=classification(parts.path_class, subject),
-        probability=None if probability != probability else probability,
+        probability=parts.probability,
         name=text(parts.name),
         color=color(parts.color),
         locked=bool(boxed(parts.locked)),
@@ -177,6 +196,8 @@ def read_object(
 
 def is_instance(node: Node, class_name: str) -> bool:
     """Whether a node is an object of this class or one derived from it."""
+    if isinstance(node, Reference):
+        node = node.target
     return isinstance(node, JavaObject) and node.of.is_a(class_name)
 
 

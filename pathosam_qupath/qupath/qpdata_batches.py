@@ -1,0 +1,382 @@
+"""Leaf detections that are kept as bytes, read by columns.
+
+Detections, cells and tiles of a big slide are runs of bytes (``java_runs``). A batch is
+some of them that have the same layout, class, metadata keys and measurements; each of
+its methods is a column. What is not of a form that is known here is read one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+from uuid import UUID, uuid5
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from pathosam_qupath.qupath.java_objects import (
+    JavaArray,
+    JavaObject,
+    JavaString,
+    Node,
+    Reference,
+    decode_utf,
+)
+from pathosam_qupath.qupath.java_runs import Bytes, Indices, ObjectRun, column
+from pathosam_qupath.qupath.java_shapes import Layout, PlacedBytes, Shape
+from pathosam_qupath.qupath.objects import ObjectType, PathObject, Plane
+from pathosam_qupath.qupath.qpdata_objects import (
+    ID_KEY,
+    NO_ID,
+    ObjectParts,
+    boxed,
+    classification,
+    color,
+    damaged,
+    is_instance,
+    list_items,
+    map_items,
+    object_type,
+    read_object,
+    read_parts,
+    text,
+)
+from pathosam_qupath.qupath.qpdata_rois import ellipses, rectangles, roi_kind
+
+UUID_LENGTH = 36
+CORNERS = ("x", "y", "x2", "y2")
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """Where a detection's parts are in a shape, as parts of the shape's example."""
+
+    object_type: ObjectType
+    parts: ObjectParts
+    keys: tuple[Reference, ...]
+    values: tuple[JavaString | Reference, ...]
+    names: Reference | None
+    numbers: JavaArray | None
+    roi: JavaObject
+    roi_kind: str
+    nucleus: JavaObject | None
+
+
+def read_form(shape: Shape) -> Form | None:
+    """The form of a shape's objects, or None where they must be read one by one."""
+    parts = read_parts(shape.example, "an example")
+    kind = object_type(shape.example.of)
+    items = map_items(parts.metadata)
+    keys = tuple(k for k, _ in items if isinstance(k, Reference))
+    values = tuple(v for _, v in items if isinstance(v, JavaString | Reference))
+    regular = (
+        kind is not None
+        and parts.id is None
+        and 0 < len(items) == len(keys) == len(values)
+        and isinstance(parts.name, JavaString | Reference | None)
+        and isinstance(parts.locked, Reference)
+        and isinstance(parts.path_class, Reference | None)
+        and (parts.color is None or isinstance(parts.color, Reference) or boxed(parts.color))
+    )
+    names = numbers = None
+    if parts.measurements is not None:
+        if not isinstance(parts.measurements, JavaObject):
+            return None
+        names, numbers = (parts.measurements.raw(f) for f in ("names", "values"))
+        regular &= isinstance(names, Reference) and isinstance(numbers, JavaArray)
+    roi, nucleus = parts.roi, parts.nucleus
+    if not regular or kind is None or not isinstance(roi, JavaObject):
+        return None
+    if roi_kind(roi.of.name) not in ("Polygon", "Rectangle", "Ellipse"):
+        return None
+    if nucleus is not None and not _is_polygon(nucleus):
+        return None
+    if roi_kind(roi.of.name) == "Polygon" and not _is_polygon(roi):
+        return None
+    return Form(
+        kind, parts, keys, values, names, numbers, roi, roi_kind(roi.of.name), nucleus
+    )  # type: ignore[arg-type]
+
+
+def _is_polygon(node: Node) -> bool:
+    return (
+        isinstance(node, JavaObject)
+        and roi_kind(node.of.name) == "Polygon"
+        and all(isinstance(node.raw(f), JavaArray) for f in "xy")
+    )
+
+
+class RegularBatch:
+    """Objects of one layout, with the same metadata keys and measurement names."""
+
+    def __init__(
+        self,
+        indices: Indices,
+        layout: Layout,
+        form: Form,
+        rows: Bytes,
+        nodes: Mapping[int, Node],
+        subject: object,
+    ) -> None:
+        self.indices = indices
+        self._layout = layout
+        self._form = form
+        self._rows = rows
+        self._nodes = nodes
+        self._subject = subject
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def object_type(self) -> ObjectType:
+        return self._form.object_type
+
+    @property
+    def roi_kind(self) -> str:
+        return self._form.roi_kind
+
+    @cached_property
+    def keys(self) -> list[str | None]:
+        """The metadata's keys."""
+        return [text(self._first_target(key)) for key in self._form.keys]
+
+    @cached_property
+    def measurement_names(self) -> list[str]:
+        """The measurements' names, as many as have values."""
+        if self._form.names is None:
+            return []
+        return [text(n) or "" for n in list_items(self._first_target(self._form.names))]
+
+    def measurements(self) -> NDArray[np.float64]:
+        """Values (objects, names)."""
+        numbers = self._form.numbers
+        names = self.measurement_names
+        if numbers is None:
+            return np.empty((len(self), 0))
+        count = self._layout.length(numbers)
+        if count < len(names):
+            raise damaged(self._subject, f"{len(names)} measurements have {count} values")
+        dtype = ">f8" if numbers.of.name == "[D" else ">f4"
+        values = column(self._rows, self._layout.offset(numbers), dtype, count)
+        return values[:, : len(names)].astype(np.float64)
+
+    def ids(self) -> list[str]:
+        """The objects' ids."""
+        return self.texts(self._form.values[self.keys.index(ID_KEY)])
+
+    def metadata(self, key: str) -> list[str | None]:
+        """The values of a key."""
+        if key not in self.keys:
+            return [None] * len(self)
+        return self.texts(self._form.values[self.keys.index(key)])
+
+    def names(self) -> list[str | None]:
+        return self.texts(self._form.parts.name)
+
+    def classifications(self) -> list[str | None]:
+        part = self._form.parts.path_class
+        return self._targets(part, lambda node: classification(node, self._subject))
+
+    def locked(self) -> list[bool]:
+        return self._targets(self._form.parts.locked, lambda node: bool(boxed(node)))
+
+    def colors(self) -> list[tuple[int, int, int] | None]:
+        part = self._form.parts.color
+        if isinstance(part, JavaObject):
+            packed = column(self._rows, self._layout.offset(part.raw("value")), ">i4").tolist()
+            return [((p >> 16) & 255, (p >> 8) & 255, p & 255) for p in packed]
+        return self._targets(part, color)
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """Of the class; NaN where there is none."""
+        last = self._form.parts.last
+        return column(self._rows, self._layout.offset(last), ">f8").astype(np.float64)
+
+    def geometries(self) -> NDArray[Any]:
+        roi = self._form.roi
+        if self._form.roi_kind == "Polygon":
+            return self._polygons(roi)
+        corners = np.stack([self._field(roi, f, ">f8") for f in CORNERS], axis=1).astype(float)
+        return (rectangles if self._form.roi_kind == "Rectangle" else ellipses)(corners)
+
+    def nuclei(self) -> Sequence[Any]:
+        """A cell's nucleus, or None."""
+        nucleus = self._form.nucleus
+        return [None] * len(self) if nucleus is None else self._polygons(nucleus)
+
+    def planes(self) -> list[Plane]:
+        fields = [self._field(self._form.roi, f, ">i4").tolist() for f in ("c", "z", "t")]
+        shared: dict[tuple[int, ...], Plane] = {}
+        return [shared.setdefault(p, Plane(*p)) for p in zip(*fields, strict=True)]
+
+    def objects(self, parent: UUID | None) -> Iterator[tuple[int, PathObject]]:
+        """The objects as plain values, with their indices in the run."""
+        keys = [k for k in self.keys if k != ID_KEY]
+        pairs = zip(*(self.metadata(k or "") for k in keys), strict=True) if keys else None
+        metadata = [
+            dict(zip(keys, row, strict=True)) for row in pairs or [()] * len(self)
+        ]
+        probabilities = [None if p != p else p for p in self.probabilities().tolist()]
+        columns = zip(
+            self.indices.tolist(),
+            self.ids(),
+            self.geometries(),
+            self.classifications(),
+            probabilities,
+            self.names(),
+            self.colors(),
+            self.locked(),
+            self.measurements().tolist(),
+            metadata,
+            self.planes(),
+            self.nuclei(),
+            strict=True,
+        )
+        names = self.measurement_names
+        for i, uid, geometry, cls, p, name, rgb, lock, values, pairs_, plane, nucleus in columns:
+            yield (
+                i,
+                PathObject(
+                    id=UUID(uid),
+                    object_type=self.object_type,
+                    geometry=geometry,
+                    roi=self.roi_kind,
+                    classification=cls,
+                    probability=p,
+                    name=name,
+                    color=rgb,
+                    locked=lock,
+                    measurements=dict(zip(names, values, strict=True)),
+                    metadata=pairs_,
+                    parent=parent,
+                    plane=plane,
+                    nucleus=nucleus,
+                ),
+            )
+
+    def texts(self, part: Node) -> list[Any]:
+        """Strings, written out or referred to; None where there is none."""
+        if isinstance(part, JavaString):
+            count = self._layout.length(part)
+            if count == 0:
+                return [""] * len(self)
+            raw = column(self._rows, self._layout.offset(part), f"S{count}").tolist()
+            if self._rows[:, self._layout.offset(part) :][:, :count].max() < 128:
+                return [r.decode() for r in raw]
+            return [decode_utf(r) for r in raw]
+        return self._targets(part, text)
+
+    def _field(self, node: JavaObject, name: str, dtype: str) -> NDArray[Any]:
+        raw = node.raw(name)
+        if not isinstance(raw, PlacedBytes):
+            raise damaged(self._subject, f"{node.of.name} lacks {name}")
+        return column(self._rows, self._layout.offset(raw), dtype)
+
+    def _polygons(self, roi: JavaObject) -> NDArray[Any]:
+        x, y = roi.raw("x"), roi.raw("y")
+        count = self._layout.length(x)
+        if count != self._layout.length(y):
+            raise damaged(self._subject, f"a polygon has {count} x and another number of y")
+        if count < 3:
+            empty: NDArray[Any] = np.full(len(self), shapely.Polygon(), object)
+            return empty
+        vertices = np.empty((len(self), count, 2))
+        for axis, array in enumerate((x, y)):
+            vertices[:, :, axis] = column(self._rows, self._layout.offset(array), ">f4", count)
+        polygons: NDArray[Any] = np.asarray(shapely.polygons(shapely.linearrings(vertices)))
+        return polygons
+
+    def _first_target(self, part: Reference) -> Node:
+        number = column(self._rows[:1], self._layout.offset(part), ">u4")[0]
+        return self._nodes[int(number)]
+
+    def _targets(self, part: Node, read: Any) -> list[Any]:
+        if not isinstance(part, Reference):
+            return [None] * len(self)
+        numbers = column(self._rows, self._layout.offset(part), ">u4")
+        unique, inverse = np.unique(numbers, return_inverse=True)
+        values = [read(self._nodes[n]) for n in unique.tolist()]
+        return [values[i] for i in inverse.tolist()]
+
+
+class SingleBatch:
+    """One object that is of no known form, read through nodes."""
+
+    def __init__(self, index: int, value: PathObject) -> None:
+        self.indices: Indices = np.array([index])
+        self.value = value
+
+    def __len__(self) -> int:
+        return 1
+
+    def objects(self, parent: UUID | None) -> Iterator[tuple[int, PathObject]]:
+        """The object, with its index in the run."""
+        yield int(self.indices[0]), self.value
+
+
+def read_batches(
+    run: ObjectRun, parent: UUID | None, subject: object
+) -> Iterator[RegularBatch | SingleBatch]:
+    """All objects of a run in which none is expanded; ``indices`` are into the run."""
+    forms: dict[Shape, Form | None] = {}
+    for layout, indices, rows in run.tables():
+        shape = layout.shape
+        if shape not in forms:
+            forms[shape] = read_form(shape)
+        form = forms[shape]
+        single = indices
+        if form is not None:
+            structure = [*form.keys, *([form.names] if form.names else [])]
+            numbers = np.stack(
+                [column(rows, layout.offset(part), ">u4") for part in structure], axis=1
+            )
+            unique, inverse = np.unique(numbers, axis=0, return_inverse=True)
+            left = []
+            for i in range(len(unique)):
+                which = np.flatnonzero(inverse.reshape(-1) == i)
+                part = rows if len(unique) == 1 else rows[which]
+                batch = RegularBatch(indices[which], layout, form, part, run.nodes, subject)
+                if _has_ids(batch, form, layout, part):
+                    yield batch
+                else:
+                    left.append(indices[which])
+            single = np.concatenate(left) if left else indices[:0]
+        for index in single.tolist():
+            node = run.node(index)
+            parts = read_parts(node, subject)
+            given = uuid5(NO_ID, str(int(run.starts[index])))
+            value = read_object(node, parts, given, parent, subject)
+            if value is not None:
+                yield SingleBatch(index, value)
+
+
+def _has_ids(batch: RegularBatch, form: Form, layout: Layout, rows: Bytes) -> bool:
+    """Whether every id is there and written as UUIDs are."""
+    if ID_KEY not in batch.keys:
+        return False
+    part = form.values[batch.keys.index(ID_KEY)]
+    if not isinstance(part, JavaString) or layout.length(part) != UUID_LENGTH:
+        return False
+    offset = layout.offset(part)
+    letters = rows[:, offset : offset + UUID_LENGTH]
+    dash = letters == ord("-")
+    digit = ((letters >= 48) & (letters <= 57)) | ((letters >= 97) & (letters <= 102))
+    wanted = np.zeros(UUID_LENGTH, bool)
+    wanted[[8, 13, 18, 23]] = True
+    return bool((np.where(wanted, dash, digit)).all())
+
+
+def without_ids(run: ObjectRun, ids: frozenset[UUID], subject: object) -> ObjectRun:
+    """The run without some of its objects; the same run where it has none of them."""
+    keep = np.ones(len(run), bool)
+    wanted = {str(i) for i in ids}
+    for batch in read_batches(run, None, subject):
+        if isinstance(batch, RegularBatch):
+            keep[batch.indices] = [i not in wanted for i in batch.ids()]
+        else:
+            keep[batch.indices] = batch.value.id not in ids
+    return run if keep.all() else run.take(keep)
