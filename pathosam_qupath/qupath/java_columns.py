@@ -87,6 +87,21 @@ def constructor(owner: str, *parameters: str) -> Java:
     return _lookup().findConstructor(java_class(owner), _type("void", *parameters))
 
 
+def field_setter(owner: str, name: str) -> Java:
+    """Return a handle that sets a field, a private one too: (object, value)."""
+    field = _java(owner).class_.getDeclaredField(name)
+    field.setAccessible(True)
+    return _lookup().unreflectSetter(field)
+
+
+def hidden_method(owner: str, name: str, *parameters: str) -> Java:
+    """Return a handle of a method that is not public; its first argument is the object."""
+    classes = JArray(_java("java.lang.Class"))([java_class(parameter) for parameter in parameters])
+    found = _java(owner).class_.getDeclaredMethod(name, classes)
+    found.setAccessible(True)
+    return _lookup().unreflect(found)
+
+
 def chain(first: Java, *then: Java) -> Java:
     """Return one handle that calls handles of one argument one after the other."""
     for handle in then:

@@ -161,8 +161,7 @@ class PaquoData:
         Parameters
         ----------
         frame : columns ``FRAME_COLUMNS`` (``geometry`` in full-resolution pixels; all but
-            that optional); every further column is a measurement, kept to float32, as
-            QuPath keeps what it puts into a detection's list.
+            that optional); every further column is a measurement.
         class_colors : of classes that QuPath does not know yet.
 
         Raises

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     import geopandas as gpd
 
 Color = tuple[int, int, int]
+_PACKAGE = "qupath.lib.measurements."
 _ANY = "java.lang.Object"
+_STRING = "java.lang.String"
 _MAP = "java.util.Map"
 
 
@@ -61,7 +63,7 @@ def make_detections(frame: gpd.GeoDataFrame, colors: Mapping[str, Color]) -> Jav
             _distinct_rows(frame["color"], lambda rgb: integer(pack_rgb(rgb))),
         )
     if "name" in frame and frame["name"].notna().any():
-        call("setName", "java.lang.String", _distinct_rows(frame["name"], str))
+        call("setName", _STRING, _distinct_rows(frame["name"], str))
     if "locked" in frame and np.asarray(frame["locked"], dtype=object).any():
         _lock(new, np.flatnonzero(np.asarray(frame["locked"], dtype=bool)))
     return new
@@ -97,9 +99,13 @@ def _distinct_rows(column: pd.Series, convert: Callable[[Any], Java]) -> Rows:
 
 def _put_metadata(count: int, objects: Rows, key: str, values: Rows) -> None:
     """Set a metadata value of each object."""
-    put = columns.method(_MAP, "put", _ANY, _ANY, _ANY)
-    metadata = columns.for_rows(path_object_method("getMetadata", _MAP), objects)
-    columns.run(count, columns.for_rows(put, metadata, key, values))
+    if hasattr(JClass(OBJECT), "hasMetadata"):
+        put = columns.method(_MAP, "put", _ANY, _ANY, _ANY)
+        metadata = columns.for_rows(path_object_method("getMetadata", _MAP), objects)
+        columns.run(count, columns.for_rows(put, metadata, key, values))
+    else:  # QuPath 0.5 shows a detection's metadata read only, but stores it
+        store = columns.hidden_method(OBJECT, "storeMetadataValue", _STRING, _STRING)
+        columns.run(count, columns.for_rows(store, objects, key, values))
 
 
 def _lock(objects: Java, chosen: NDArray[np.int64]) -> None:
@@ -111,22 +117,27 @@ def _measurement_lists(frame: gpd.GeoDataFrame) -> Java:
     """Return a Java list with QuPath's measurement list of each row."""
     count = len(frame)
     names = [name for name in frame.columns if name not in FRAME_COLUMNS]
-    kind = JClass("qupath.lib.measurements.MeasurementList$MeasurementListType")
     create = columns.static_method(
-        "qupath.lib.measurements.MeasurementListFactory",
+        _PACKAGE + "MeasurementListFactory",
         "createMeasurementList",
         MEASUREMENTS,
         "int",
-        "qupath.lib.measurements.MeasurementList$MeasurementListType",
+        _PACKAGE + "MeasurementList$MeasurementListType",
     )
-    make = columns.for_rows(
-        create, Rows(columns.int_array(np.full(count, len(names)))), kind.DOUBLE
-    )
-    lists = columns.build(count, make)
-    put = columns.method(MEASUREMENTS, "put", "void", "java.lang.String", "double")
+    size = Rows(columns.int_array(np.full(count, len(names))))
+    double = JClass(_PACKAGE + "MeasurementList$MeasurementListType").DOUBLE
+    lists = columns.build(count, columns.for_rows(create, size, double))
+    if not names:
+        return lists
+    put = columns.method(MEASUREMENTS, "put", "void", _STRING, "double")
+    zero = Rows(columns.double_array(np.zeros(count)))
     for name in names:
-        values = Rows(columns.double_array(np.asarray(frame[name], dtype=float)))
-        columns.run(count, columns.for_rows(put, Rows(lists), str(name), values))
+        columns.run(count, columns.for_rows(put, Rows(lists), str(name), zero))
     # A closed list shares its names with all lists that have the same ones.
     columns.run(count, columns.for_rows(columns.method(MEASUREMENTS, "close", "void"), Rows(lists)))
+    # QuPath keeps and stores doubles, but its ``put`` rounds them to float32.
+    table = columns.double_array(frame[names].to_numpy(float).ravel())
+    values = columns.slices(table, "double", np.arange(count + 1) * len(names))
+    setter = columns.field_setter(_PACKAGE + "NumericMeasurementList$DoubleList", "values")
+    columns.run(count, columns.for_rows(setter, Rows(lists), values))
     return lists
