@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["GeoJson", "read_geojson", "write_geojson"]
 
 _CHUNK = 16_384
-_DECIMALS = 2
+_GRID = 100
 
 
 def write_geojson(
@@ -229,9 +229,9 @@ def _class_text(name: object, colors: Mapping[str, Color], classes: dict[str | N
 def _geometry_text(
     geometries: Sequence[BaseGeometry] | NDArray[np.object_],
 ) -> Sequence[str]:
-    """Return GeoJSON of geometries, rounded to the decimals that QuPath writes."""
+    """Return GeoJSON of geometries, rounded as QuPath rounds: halves go up."""
     rounded = shapely.transform(
-        np.asarray(geometries, dtype=object), lambda xy: np.round(xy, _DECIMALS) + 0.0
+        np.asarray(geometries, dtype=object), lambda xy: np.floor(xy * _GRID + 0.5) / _GRID
     )
     texts: list[str | None] = shapely.to_geojson(rounded).tolist()
     return [text if text is not None else "{}" for text in texts]
