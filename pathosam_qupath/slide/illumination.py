@@ -18,6 +18,7 @@ from pathosam_qupath.errors import ImageError
 from pathosam_qupath.slide.cache import Pixels
 from pathosam_qupath.slide.source import PixelSource
 
+_SAMPLES = 100_000
 _BLACK = 8
 """Below this in every channel a pixel may be filling around a scanned region."""
 _DARK = 64
@@ -50,11 +51,12 @@ def fluorescence(path: object, evidence: str) -> ImageError:
 
 
 def sample(source: PixelSource) -> Pixels:
-    """Return pixels, (n, 3), from all over the coarsest level, at most about a million."""
+    """Return pixels, (n, 3), from all over the coarsest level, about a hundred thousand."""
     number = len(source.levels) - 1
     level = source.levels[number]
     if level.width * level.height <= 1_000_000:
-        return source.read(number, 0, 0, level.width, level.height).reshape(-1, 3)
+        pixels = source.read(number, 0, 0, level.width, level.height).reshape(-1, 3)
+        return pixels[:: max(1, len(pixels) // _SAMPLES)]
     side = 128
     xs = np.linspace(0, max(level.width - side, 0), 6).astype(int)
     ys = np.linspace(0, max(level.height - side, 0), 6).astype(int)
@@ -62,7 +64,8 @@ def sample(source: PixelSource) -> Pixels:
     windows = [
         source.read(number, int(x), int(y), width, height).reshape(-1, 3) for y in ys for x in xs
     ]
-    return np.concatenate(windows)
+    pixels = np.concatenate(windows)
+    return pixels[:: max(1, len(pixels) // _SAMPLES)]
 
 
 def _is_fluorescence(pixels: Pixels, metadata: str | None) -> bool:

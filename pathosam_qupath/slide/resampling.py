@@ -110,6 +110,17 @@ def read_continued(
     pixels = source.read(number, x0, y0, x1 - x0, y1 - y0)
     if pixels.shape[:2] == (height, width):
         return pixels
-    columns = np.clip(np.arange(x, x + width), x0, x1 - 1) - x0
-    rows = np.clip(np.arange(y, y + height), y0, y1 - 1) - y0
-    return np.ascontiguousarray(pixels[rows[:, None], columns[None, :]])
+    left, right = (min(max(v - x, 0), width) for v in (x0, x1))
+    top, bottom = (min(max(v - y, 0), height) for v in (y0, y1))
+    out = np.empty((height, width, 3), np.uint8)
+    out[top:bottom, left:right] = pixels[: bottom - top, : right - left]
+    out[top:bottom, :left] = pixels[: bottom - top, :1]
+    out[top:bottom, right:] = pixels[: bottom - top, -1:]
+    if top == bottom:  # rows wholly outside: one row of pixels is there
+        out[:, left:right] = pixels[:1, : right - left]
+        out[:, :left] = pixels[:1, :1]
+        out[:, right:] = pixels[:1, -1:]
+        return out
+    out[:top] = out[top]
+    out[bottom:] = out[bottom - 1]
+    return out

@@ -1,9 +1,9 @@
 """Pixels of tiled and striped TIFF slides: SVS, NDPI, OME-TIFF and plain pyramids.
 
 tiffslide says what the file is (vendor, baseline series, pixel size); the tiles are
-decoded one by one through the ``tifffile`` object it stands on. That is several times
-as fast as assembling them through zarr, shares one bounded cache between threads, and
-tells which tile of a damaged file is at fault.
+decoded one by one through the ``tifffile`` object it stands on. So tiles that overlap,
+as a network's do, decode each tile of the file once, threads share one bounded cache, and
+an error tells which tile of a damaged file is at fault.
 """
 
 from __future__ import annotations
