@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from jpype import JClass
-from numpy.typing import NDArray
 
 from pathosam_qupath.qupath import java_columns as columns
 from pathosam_qupath.qupath.classes import default_color, normal_name, pack_rgb
@@ -32,7 +31,8 @@ def make_detections(frame: gpd.GeoDataFrame, colors: Mapping[str, Color]) -> Jav
 
     Parameters
     ----------
-    frame : columns ``FRAME_COLUMNS``, every further column a measurement.
+    frame : columns ``FRAME_COLUMNS`` (all but ``geometry`` optional), every further
+        column a measurement.
     colors : of the classes by name, for those that QuPath does not know yet.
     """
     count = len(frame)
@@ -44,28 +44,35 @@ def make_detections(frame: gpd.GeoDataFrame, colors: Mapping[str, Color]) -> Jav
     new = columns.build(count, columns.for_rows(create, rois, None, lists))
     objects = Rows(new)
 
-    def call(name: str, argument: str, *values: object, also: Sequence[str] = ()) -> None:
-        method = path_object_method(name, "void", argument, *also)
+    def call(name: str, *arguments: tuple[str, object]) -> None:
+        types, values = zip(*arguments, strict=True)
+        method = path_object_method(name, "void", *types)
         columns.run(count, columns.for_rows(method, objects, *values))
 
-    call("setID", "java.util.UUID", _uuids(frame["id"]))
-    classes = _distinct_rows(frame["classification"], lambda name: path_class(name, colors))
-    probability = Rows(columns.double_array(np.asarray(frame["probability"], dtype=float)))
-    call("setPathClass", CLASS, classes, probability, also=["double"])
-    if frame["run"].notna().any():
+    def given(name: str) -> bool:
+        return name in frame and bool(frame[name].notna().any())
+
+    if given("id"):
+        call("setID", ("java.util.UUID", _uuids(frame["id"])))
+    classes: Rows | None = None
+    if given("classification"):
+        classes = _distinct_rows(frame["classification"], lambda name: path_class(name, colors))
+    if classes is not None or given("probability"):
+        probability = frame["probability"] if given("probability") else np.full(count, np.nan)
+        numbers = Rows(columns.double_array(np.asarray(probability, dtype=float)))
+        call("setPathClass", (CLASS, classes), ("double", numbers))
+    if given("run"):
         _put_metadata(count, objects, RUN_KEY, _distinct_rows(frame["run"], str))
     # After the class: giving an object a class takes its own colour away.
-    if "color" in frame and frame["color"].notna().any():
-        integer = JClass("java.lang.Integer")
-        call(
-            "setColor",
-            "java.lang.Integer",
-            _distinct_rows(frame["color"], lambda rgb: integer(pack_rgb(rgb))),
-        )
-    if "name" in frame and frame["name"].notna().any():
-        call("setName", _STRING, _distinct_rows(frame["name"], str))
-    if "locked" in frame and np.asarray(frame["locked"], dtype=object).any():
-        _lock(new, np.flatnonzero(np.asarray(frame["locked"], dtype=bool)))
+    if given("color"):
+        packed = JClass("java.lang.Integer")
+        colored = _distinct_rows(frame["color"], lambda color: packed(pack_rgb(color)))
+        call("setColor", ("java.lang.Integer", colored))
+    if given("name"):
+        call("setName", (_STRING, _distinct_rows(frame["name"], str)))
+    if given("locked"):
+        for at in np.flatnonzero(np.asarray(frame["locked"], dtype=bool)):
+            new.get(int(at)).setLocked(True)
     return new
 
 
@@ -106,11 +113,6 @@ def _put_metadata(count: int, objects: Rows, key: str, values: Rows) -> None:
     else:  # QuPath 0.5 shows a detection's metadata read only, but stores it
         store = columns.hidden_method(OBJECT, "storeMetadataValue", _STRING, _STRING)
         columns.run(count, columns.for_rows(store, objects, key, values))
-
-
-def _lock(objects: Java, chosen: NDArray[np.int64]) -> None:
-    for at in chosen:
-        objects.get(int(at)).setLocked(True)
 
 
 def _measurement_lists(frame: gpd.GeoDataFrame) -> Java:
