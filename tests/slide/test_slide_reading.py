@@ -274,6 +274,66 @@ def test_one_image_of_several_in_an_ome_tiff(tissue: np.ndarray, tmp_path: Path)
         assert np.array_equal(slide.at(0.25).read(0, 0, 400, 300), tissue[:300, :400])
 
 
+def test_an_ome_pyramid_has_its_levels_below_its_image(tissue: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "pyramid.ome.tif"
+    options = {"tile": (128, 128), "photometric": "rgb", "compression": "deflate"}
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        metadata = {"axes": "YXS", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+        writer.write(tissue, subifds=2, metadata=metadata, **options)
+        writer.write(halve(tissue), subfiletype=1, **options)
+        writer.write(halve(halve(tissue)), subfiletype=1, **options)
+    with open_slide(path) as slide:
+        assert [(level.width, level.height) for level in slide.levels] == [
+            (1003, 777),
+            (501, 388),
+            (250, 194),
+        ]
+        assert np.array_equal(slide.at(2.0).read(0, 0, 250, 194), halve(halve(tissue)))
+
+
+def test_colours_on_three_pages(tissue: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "planes.ome.tif"
+    planes = np.ascontiguousarray(np.moveaxis(tissue, 2, 0))
+    tifffile.imwrite(path, planes, tile=(128, 128), metadata={"axes": "CYX"})
+    with open_slide(path, mpp=0.5) as slide:
+        assert np.array_equal(slide.at(0.5).read(0, 0, WIDTH, HEIGHT), tissue)
+
+
+def test_aperios_jpeg_2000_holds_luma_and_chroma(tissue: np.ndarray, tmp_path: Path) -> None:
+    coded = np.array(Image.fromarray(tissue).convert("YCbCr"))
+    path = tmp_path / "aperio.tif"
+    tifffile.imwrite(
+        path,
+        coded,
+        photometric="rgb",
+        tile=(128, 128),
+        compression=33003,
+        compressionargs={"level": 0, "mct": False},
+    )
+    with open_slide(path, mpp=0.5) as slide:
+        read = slide.at(0.5).read(0, 0, WIDTH, HEIGHT)
+    assert np.abs(read.astype(int) - tissue).max() <= 3
+
+
+@pytest.mark.shared
+def test_tiles_of_a_real_ndpi(shared_slides: Path) -> None:
+    """Its fluorescence is refused, its way of storing tiles is that of every NDPI."""
+    from tiffslide import TiffSlide
+
+    from pathosam_qupath.slide.tiff import TiffSource
+
+    path = shared_slides / "fluorescence_test3-TRITC2-560.ndpi"
+    source = TiffSource(path)
+    assert source.mpp == pytest.approx((0.2282, 0.2282), abs=1e-4)
+    with TiffSlide(path) as reference:
+        for level in range(4):
+            read = source.read(level, 33, 41, 300, 200)
+            place = 33 * 2**level, 41 * 2**level
+            expected = reference.read_region(place, level, (300, 200), as_array=True)
+            assert np.array_equal(read, expected)
+    source.close()
+
+
 def test_a_tile_is_decoded_once_however_many_threads_ask() -> None:
     cache = PixelCache(limit=1000)
     made: list[int] = []
