@@ -16,8 +16,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 from uuid import UUID
+
+if TYPE_CHECKING:
+    import geopandas as gpd
 
 STEPS = {
     "write": "add detections to a new file, write it",
@@ -27,7 +30,7 @@ STEPS = {
 }
 
 
-def detections(count: int, vertices: int = 20) -> Any:
+def detections(count: int, vertices: int = 20) -> gpd.GeoDataFrame:
     """Round polygons with a class and two measurements."""
     import geopandas as gpd
     import numpy as np

@@ -15,10 +15,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from pathosam_qupath.qupath.java_serialization import StreamWriter
+
+Value: TypeAlias = Any
+"""A node, or a primitive: its bytes as stored, or what they mean."""
 
 SC_WRITE_METHOD = 0x01
 SC_SERIALIZABLE = 0x02
@@ -84,7 +90,7 @@ class JavaClass:
     depth: int = 1
 
     def chain(self) -> Iterator[JavaClass]:
-        """This class, its superclass, and so on."""
+        """The class itself, its superclass, and so on."""
         at: JavaClass | None = self
         while at is not None:
             yield at
@@ -122,17 +128,17 @@ class JavaObject:
             return []
         return self.data[-1].annotation
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: Value = None) -> Value:
         """A field's value by name, primitives decoded; ``default`` where there is none."""
         found = self._field(name)
         return default if found is None else field_value(*found)
 
-    def raw(self, name: str) -> Any:
+    def raw(self, name: str) -> Value:
         """A field's value as it is in the stream: bytes of a primitive, else a node."""
         found = self._field(name)
         return None if found is None else found[1]
 
-    def _field(self, name: str) -> tuple[JavaField, Any] | None:
+    def _field(self, name: str) -> tuple[JavaField, Value] | None:
         wanted = name.encode()
         for part in reversed(self.data):
             for described, value in zip(part.of.fields, part.values, strict=True):
@@ -205,7 +211,7 @@ class Run:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def write(self, writer: Any) -> None:
+    def write(self, writer: StreamWriter) -> None:
         """Write the objects with a ``StreamWriter``."""
         raise NotImplementedError
 
@@ -216,7 +222,7 @@ Node: TypeAlias = (
 )
 
 
-def field_value(described: JavaField, value: Any) -> Any:
+def field_value(described: JavaField, value: Value) -> Value:
     """A field's value as Python sees it: a primitive decoded, any other node as it is."""
     if described.code in PRIMITIVE_FORMATS:
         return struct.unpack(PRIMITIVE_FORMATS[described.code], value)[0]

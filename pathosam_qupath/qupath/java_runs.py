@@ -10,8 +10,8 @@ bytes. Where a stream does, that object becomes nodes (it is "expanded").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ from pathosam_qupath.qupath.java_shapes import Layout, OneObjectReader, Shape, l
 
 CHUNK = 1 << 16
 """Objects handled at a time, which bounds the memory above the bytes themselves."""
-SHORTEST = 2
 MAX_SHAPES = 64
 MAX_LAYOUTS = 4096
 MAX_FAILURES = 2000
@@ -63,9 +62,7 @@ class ObjectRun(Run):
 
     def take(self, which: Indices | NDArray[np.bool_] | slice) -> ObjectRun:
         """Some of the objects, which must not have been expanded."""
-        return ObjectRun(
-            self.data, self.starts[which], self.kinds[which], self.layouts, self.nodes
-        )
+        return ObjectRun(self.data, self.starts[which], self.kinds[which], self.layouts, self.nodes)
 
     def pieces(self) -> Iterator[ObjectRun | JavaObject]:
         """The objects in order: expanded ones by themselves, the others in runs."""
@@ -260,14 +257,17 @@ class RunFinder:
             candidates = self._shapes.get(data[at : at + 6])
             if candidates is None:
                 break
-            for rank, number in enumerate(candidates):
-                found = known[number].match(data, at)
-                if found is not None:
+            number = candidates[0]
+            found = known[number].match(data, at)
+            if found is None:
+                for number in candidates[1:]:
+                    found = known[number].match(data, at)
+                    if found is not None:
+                        candidates.remove(number)
+                        candidates.insert(0, number)
+                        break
+                else:
                     break
-            else:
-                break
-            if rank:
-                candidates.insert(0, candidates.pop(rank))
             end, lengths = found
             kind = by_lengths.get((number, lengths))
             if kind is None:

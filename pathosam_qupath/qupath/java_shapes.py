@@ -10,11 +10,9 @@ thousand objects of one layout are a table of bytes that numpy reads by columns.
 from __future__ import annotations
 
 import re
-import struct
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pathosam_qupath.errors import FormatError
 from pathosam_qupath.qupath.java_objects import (

@@ -19,9 +19,9 @@ from pathosam_qupath.qupath.java_objects import JavaObject, Node
 from pathosam_qupath.qupath.java_runs import ObjectRun, RunFinder
 from pathosam_qupath.qupath.java_serialization import read_stream, write_stream
 from pathosam_qupath.qupath.objects import PathObject
+from pathosam_qupath.qupath.qpdata_batches import read_batches
 from pathosam_qupath.qupath.qpdata_build import Color, Nodes, new_stream, walk_nodes
 from pathosam_qupath.qupath.qpdata_detections import build_detections
-from pathosam_qupath.qupath.qpdata_batches import read_batches
 from pathosam_qupath.qupath.qpdata_frames import FrameBuilder
 from pathosam_qupath.qupath.qpdata_hierarchy import HIERARCHY, Hierarchy, Place, TmaGrid
 from pathosam_qupath.qupath.qpdata_image import (

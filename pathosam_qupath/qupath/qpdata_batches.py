@@ -7,10 +7,10 @@ its methods is a column. What is not of a form that is known here is read one by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid5
 
 import numpy as np
@@ -36,7 +36,6 @@ from pathosam_qupath.qupath.qpdata_objects import (
     classification,
     color,
     damaged,
-    is_instance,
     list_items,
     map_items,
     object_type,
@@ -46,6 +45,7 @@ from pathosam_qupath.qupath.qpdata_objects import (
 )
 from pathosam_qupath.qupath.qpdata_rois import ellipses, rectangles, roi_kind
 
+T = TypeVar("T")
 UUID_LENGTH = 36
 CORNERS = ("x", "y", "x2", "y2")
 
@@ -96,9 +96,7 @@ def read_form(shape: Shape) -> Form | None:
         return None
     if roi_kind(roi.of.name) == "Polygon" and not _is_polygon(roi):
         return None
-    return Form(
-        kind, parts, keys, values, names, numbers, roi, roi_kind(roi.of.name), nucleus
-    )  # type: ignore[arg-type]
+    return Form(kind, parts, keys, values, names, numbers, roi, roi_kind(roi.of.name), nucleus)  # type: ignore[arg-type]
 
 
 def _is_polygon(node: Node) -> bool:
@@ -133,10 +131,12 @@ class RegularBatch:
 
     @property
     def object_type(self) -> ObjectType:
+        """Of all the objects."""
         return self._form.object_type
 
     @property
     def roi_kind(self) -> str:
+        """Of all the objects' ROIs."""
         return self._form.roi_kind
 
     @cached_property
@@ -175,16 +175,20 @@ class RegularBatch:
         return self.texts(self._form.values[self.keys.index(key)])
 
     def names(self) -> list[str | None]:
+        """The objects' names."""
         return self.texts(self._form.parts.name)
 
     def classifications(self) -> list[str | None]:
+        """The names of their classes."""
         part = self._form.parts.path_class
         return self._targets(part, lambda node: classification(node, self._subject))
 
-    def locked(self) -> list[bool]:
+    def locked(self) -> list[bool | None]:
+        """Whether each is locked."""
         return self._targets(self._form.parts.locked, lambda node: bool(boxed(node)))
 
     def colors(self) -> list[tuple[int, int, int] | None]:
+        """Their own colours, not their classes'."""
         part = self._form.parts.color
         if isinstance(part, JavaObject):
             packed = column(self._rows, self._layout.offset(part.raw("value")), ">i4").tolist()
@@ -197,18 +201,23 @@ class RegularBatch:
         return column(self._rows, self._layout.offset(last), ">f8").astype(np.float64)
 
     def geometries(self) -> NDArray[Any]:
+        """Their ROIs in full-resolution pixels."""
         roi = self._form.roi
         if self._form.roi_kind == "Polygon":
             return self._polygons(roi)
         corners = np.stack([self._field(roi, f, ">f8") for f in CORNERS], axis=1).astype(float)
-        return (rectangles if self._form.roi_kind == "Rectangle" else ellipses)(corners)
+        with np.errstate(invalid="ignore"):
+            return (rectangles if self._form.roi_kind == "Rectangle" else ellipses)(corners)
 
-    def nuclei(self) -> Sequence[Any]:
+    def nuclei(self) -> NDArray[Any]:
         """A cell's nucleus, or None."""
         nucleus = self._form.nucleus
-        return [None] * len(self) if nucleus is None else self._polygons(nucleus)
+        if nucleus is None:
+            return np.full(len(self), None, object)
+        return self._polygons(nucleus)
 
     def planes(self) -> list[Plane]:
+        """Their ROIs' planes."""
         fields = [self._field(self._form.roi, f, ">i4").tolist() for f in ("c", "z", "t")]
         shared: dict[tuple[int, ...], Plane] = {}
         return [shared.setdefault(p, Plane(*p)) for p in zip(*fields, strict=True)]
@@ -217,9 +226,7 @@ class RegularBatch:
         """The objects as plain values, with their indices in the run."""
         keys = [k for k in self.keys if k != ID_KEY]
         pairs = zip(*(self.metadata(k or "") for k in keys), strict=True) if keys else None
-        metadata = [
-            dict(zip(keys, row, strict=True)) for row in pairs or [()] * len(self)
-        ]
+        metadata = [dict(zip(keys, row, strict=True)) for row in pairs or [()] * len(self)]
         probabilities = [None if p != p else p for p in self.probabilities().tolist()]
         columns = zip(
             self.indices.tolist(),
@@ -285,16 +292,20 @@ class RegularBatch:
             empty: NDArray[Any] = np.full(len(self), shapely.Polygon(), object)
             return empty
         vertices = np.empty((len(self), count, 2))
-        for axis, array in enumerate((x, y)):
-            vertices[:, :, axis] = column(self._rows, self._layout.offset(array), ">f4", count)
-        polygons: NDArray[Any] = np.asarray(shapely.polygons(shapely.linearrings(vertices)))
-        return polygons
+        try:
+            with np.errstate(invalid="ignore"):  # a vertex that is not a number stays one
+                for axis, array in enumerate((x, y)):
+                    offset = self._layout.offset(array)
+                    vertices[:, :, axis] = column(self._rows, offset, ">f4", count)
+                return np.asarray(shapely.polygons(shapely.linearrings(vertices)))
+        except shapely.errors.ShapelyError as error:
+            raise damaged(self._subject, f"a polygon cannot be read ({error})") from error
 
     def _first_target(self, part: Reference) -> Node:
         number = column(self._rows[:1], self._layout.offset(part), ">u4")[0]
         return self._nodes[int(number)]
 
-    def _targets(self, part: Node, read: Any) -> list[Any]:
+    def _targets(self, part: Node, read: Callable[[Node], T]) -> list[T | None]:
         if not isinstance(part, Reference):
             return [None] * len(self)
         numbers = column(self._rows, self._layout.offset(part), ">u4")

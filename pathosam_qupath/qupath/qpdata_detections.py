@@ -8,8 +8,7 @@ polygon without holes becomes a GeometryROI, object by object.
 from __future__ import annotations
 
 import io
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -19,7 +18,7 @@ import shapely
 from numpy.typing import NDArray
 
 from pathosam_qupath.errors import UsageError
-from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, JavaString, Node
+from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, Node
 from pathosam_qupath.qupath.java_runs import CHUNK, Indices, ObjectRun, put_rows, set_column
 from pathosam_qupath.qupath.java_serialization import StreamWriter
 from pathosam_qupath.qupath.java_shapes import Layout, Shape, learn_shape
@@ -85,7 +84,9 @@ def build_detections(
 def read_columns(frame: gpd.GeoDataFrame) -> Columns:
     """Check a frame's columns and turn them into arrays."""
     count = len(frame)
-    measured = tuple(c for c in frame.columns if c not in FRAME_COLUMNS and c != frame.geometry.name)
+    measured = tuple(
+        c for c in frame.columns if c not in FRAME_COLUMNS and c != frame.geometry.name
+    )
     values = np.empty((count, len(measured)))
     for i, name in enumerate(measured):
         try:
@@ -152,9 +153,7 @@ def _uuid_texts(ids: NDArray[Any]) -> NDArray[Any]:
 
 
 class _Builder:
-    def __init__(
-        self, columns: Columns, class_colors: Mapping[str, Color], nodes: Nodes
-    ) -> None:
+    def __init__(self, columns: Columns, class_colors: Mapping[str, Color], nodes: Nodes) -> None:
         self._columns = columns
         self._nodes = nodes
         self._run_key = nodes.string(RUN_KEY)
@@ -250,9 +249,8 @@ class _Builder:
             vertices = np.zeros(key[0], np.float32)
             example = self._example(row, self._nodes.polygon(vertices, vertices))
             for shared in self._shared(example):
-                if shared not in self._numbers:
-                    self._numbers[shared] = len(self._targets)
-                    self._targets[len(self._targets)] = shared
+                number = self._numbers.setdefault(shared, len(self._numbers))
+                self._targets[number] = shared
             file = io.BytesIO()
             writer = StreamWriter(file)
             writer.handles = dict(self._numbers)
@@ -281,10 +279,14 @@ class _Builder:
         for part in (parts.metadata, parts.measurements, parts.roi, parts.color):
             if isinstance(part, JavaObject):
                 own.append(part)
-        for part in list(own):
-            if isinstance(part, JavaObject):
-                below = [*part.contents, *(v for d in part.data for v in d.values)]
-                own += [n for n in below if isinstance(n, JavaArray)]
+        arrays = [
+            node
+            for part in own
+            if isinstance(part, JavaObject)
+            for node in (*part.contents, *(v for d in part.data for v in d.values))
+            if isinstance(node, JavaArray)
+        ]
+        own.extend(arrays)
         yield from (part.of for part in own)
         for key, value in map_items(parts.metadata):
             yield key

@@ -28,6 +28,7 @@ from pathosam_qupath.qupath.qpdata_objects import (
 
 HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
 
+
 @dataclass(frozen=True)
 class TmaGrid:
     """A tissue microarray: ids of its cores row by row, and which of them are missing."""

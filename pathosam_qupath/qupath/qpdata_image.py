@@ -13,6 +13,7 @@ from pathosam_qupath.qupath.java_objects import (
     JavaObject,
     JavaString,
     Node,
+    Value,
 )
 from pathosam_qupath.qupath.qpdata_objects import (
     boxed,
@@ -126,7 +127,7 @@ def _json_object(line: str) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _plain(node: Node, depth: int = 0) -> Any:
+def _plain(node: Node, depth: int = 0) -> Value:
     if node is None or isinstance(node, JavaString):
         return text(node)
     if isinstance(node, JavaEnum):

@@ -12,7 +12,6 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
 from pathosam_qupath.errors import FormatError
@@ -24,6 +23,7 @@ from pathosam_qupath.qupath.java_objects import (
     JavaString,
     Node,
     Reference,
+    Value,
 )
 from pathosam_qupath.qupath.java_runs import ObjectRun
 from pathosam_qupath.qupath.objects import ObjectType, PathObject
@@ -206,7 +206,7 @@ def text(node: Node) -> str | None:
     return str(node) if isinstance(node, JavaString) else None
 
 
-def boxed(node: Node) -> Any:
+def boxed(node: Node) -> Value:
     """The value in a ``java.lang.Integer``, ``Double`` or ``Boolean``, or None."""
     return node.get("value") if isinstance(node, JavaObject) else None
 
@@ -277,7 +277,7 @@ def read_id(parts: ObjectParts) -> UUID | None:
 
 def classification(node: Node, subject: object) -> str | None:
     """A class's name; of a derived class "parent: name"."""
-    names = []
+    names: list[str] = []
     at = node
     for _ in range(64):
         if not isinstance(at, JavaObject):
@@ -296,7 +296,7 @@ def read_measurements(node: Node, subject: object) -> dict[str, float]:
         return {}
     values = node.get("values")
     if isinstance(values, JavaArray) and values.raw is not None:
-        names = [text(n) or "" for n in list_items(node.get("names"))]
+        names: list[str] = [text(n) or "" for n in list_items(node.get("names"))]
         numbers = values.numbers().astype(float).tolist()
         if len(numbers) < len(names):
             raise damaged(subject, f"{len(names)} measurements have {len(numbers)} values")

@@ -8,7 +8,7 @@ itself rounds a GeometryROI to 0.01 px when it reads one (from 0.6).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.errors import FormatError
-from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, Node
+from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, Node, Value
 from pathosam_qupath.qupath.objects import Plane
 
 PACKAGE = "qupath.lib.roi."
@@ -32,7 +32,7 @@ class Roi:
 
     kind: str
     geometry: BaseGeometry
-    plane: Plane = Plane()
+    plane: Plane = field(default_factory=Plane)
 
 
 def roi_kind(class_name: str) -> str:
@@ -56,7 +56,8 @@ def read_roi(node: Node, subject: object) -> Roi:
     kind = roi_kind(node.of.name)
     try:
         plane = Plane(*(int(node.get(name, default)) for name, default in _PLANE))
-        geometry = _geometry(kind, node)
+        with np.errstate(invalid="ignore"):  # a vertex that is not a number stays one
+            geometry = _geometry(kind, node)
     except (ValueError, TypeError, KeyError, OverflowError, shapely.errors.ShapelyError) as error:
         raise _damaged(subject, f"a {kind} ROI cannot be read ({error})") from error
     return Roi("Geometry" if kind in ("Area", "AWTArea") else kind, geometry, plane)
@@ -73,17 +74,18 @@ def _geometry(kind: str, node: JavaObject) -> BaseGeometry:
     if kind in ("Rectangle", "Ellipse", "Line"):
         corners = np.array([[node.get(name) for name in ("x", "y", "x2", "y2")]], dtype=float)
         if kind == "Line":
-            return shapely.linestrings(corners.reshape(2, 2))
-        return (rectangles if kind == "Rectangle" else ellipses)(corners)[0]
+            return shapely.LineString(corners.reshape(2, 2))
+        shape: BaseGeometry = (rectangles if kind == "Rectangle" else ellipses)(corners)[0]
+        return shape
     if kind in ("Polygon", "Polyline", "Points"):
         x, y = _floats(node.get("x")), _floats(node.get("y"))
         if len(x) != len(y):
             raise ValueError(f"{len(x)} x and {len(y)} y")
         vertices = np.stack([x, y], axis=1).astype(float)
         if kind == "Points":
-            return shapely.multipoints(vertices) if len(x) else shapely.MultiPoint()
+            return shapely.MultiPoint(vertices) if len(x) else shapely.MultiPoint()
         if kind == "Polyline":
-            return shapely.linestrings(vertices) if len(x) > 1 else shapely.LineString()
+            return shapely.LineString(vertices) if len(x) > 1 else shapely.LineString()
         return polygon(vertices)
     if kind == "Geometry" and isinstance(wkb := node.get("wkb"), JavaArray):
         return shapely.from_wkb(wkb.raw or b"")
@@ -92,7 +94,7 @@ def _geometry(kind: str, node: JavaObject) -> BaseGeometry:
     return NO_GEOMETRY
 
 
-def _floats(node: Any) -> NDArray[np.float32]:
+def _floats(node: Value) -> NDArray[np.float32]:
     if not isinstance(node, JavaArray) or node.of.name != "[F":
         raise ValueError("float vertices are expected")
     return node.numbers()
@@ -111,7 +113,7 @@ def polygon(vertices: NDArray[np.float64]) -> BaseGeometry:
     """A polygon of (n, 2) vertices, closed if it is not; fewer than 3 are empty."""
     if len(vertices) < 3:
         return shapely.Polygon()
-    return shapely.polygons(shapely.linearrings(vertices))
+    return shapely.Polygon(vertices)
 
 
 def rectangles(corners: NDArray[np.float64]) -> NDArray[Any]:
@@ -133,5 +135,4 @@ def ellipses(corners: NDArray[np.float64]) -> NDArray[Any]:
     unit = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     vertices = unit[None] * radius[:, None] + (low + radius)[:, None]
     rounded = np.floor(vertices * 100 + 0.5) / 100
-    rings: NDArray[Any] = shapely.polygons(np.concatenate([rounded, rounded[:, :1]], axis=1))
-    return rings
+    return np.asarray(shapely.polygons(np.concatenate([rounded, rounded[:, :1]], axis=1)))
