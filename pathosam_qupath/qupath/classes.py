@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pathosam_qupath.errors import FormatError
-from pathosam_qupath.qupath.atomic import read_file, replace_file
+from pathosam_qupath.qupath.atomic import MISSING, read_file, replace_file
 from pathosam_qupath.qupath.project_file import gson_text
 
 Color = tuple[int, int, int]
@@ -75,7 +75,7 @@ def extend_classes(folder: Path, classes: Mapping[str, Color]) -> dict[str, Colo
         content, expected = read_file(path)
     except FileNotFoundError:
         document: dict[str, Any] = {}
-        expected = None
+        expected = MISSING
     else:
         document = _document(path, content)
     items = _items(path, document)

@@ -38,10 +38,10 @@ class ImageFinder:
         """
         stored = stored_path(uri)
         if stored is None:
-            kind = urlsplit(uri).scheme
+            kind = uri.partition(":")[0]
             return None, f"not a file on disk ({kind}: …); download it and add the copy in QuPath"
         for candidate in self._candidates(stored):
-            if candidate.exists():
+            if os.path.exists(candidate):  # noqa: PTH110 (Path.exists raises where it may not look)
                 return candidate, None
         return None, (
             f"file not found: {stored}; if it was moved, say where to with "
@@ -88,7 +88,10 @@ def stored_path(uri: str) -> str | None:
     if re.match(r"[A-Za-z]:([\\/]|$)", uri) or uri.startswith(("\\\\", "/")):
         plain = uri.replace("\\", "/")
         return plain[0].upper() + plain[1:]  # a drive's letter has no case
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return None
     if parts.scheme.lower() != "file":
         return None if parts.scheme else uri.replace("\\", "/")
     path = unquote(parts.path)

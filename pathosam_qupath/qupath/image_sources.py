@@ -68,6 +68,8 @@ def image_source(record: ImageRecord, finder: ImageFinder) -> ImageSource:
         frame = _resolve(record.server)
     except _RefusedError as refusal:
         return ImageSource(_first_uri(record.server), None, problem=str(refusal))
+    except RecursionError:
+        return ImageSource(None, None, problem="its wrappers are nested too deeply")
     path, problem = finder.find(frame.uri)
     return ImageSource(
         uri=frame.uri,
@@ -104,7 +106,8 @@ def _file(builder: Mapping[str, Any]) -> _Frame:
     uri = builder.get("uri")
     if not isinstance(uri, str) or not uri:
         raise _RefusedError("the project stores no file for it")
-    args = [str(arg) for arg in builder.get("args") or ()]
+    given = builder.get("args")
+    args = [str(arg) for arg in given] if isinstance(given, list) else []
     for option, what in (("--rotate", "rotation"), ("--order", "channel order")):
         if option in args:
             raise _RefusedError(

@@ -9,6 +9,7 @@ for byte. QuPath loads an image from the entry's ``serverBuilder`` in this file;
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ def find_project_file(path: str | Path) -> Path:
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix == EXTENSION and p.is_file())
         if len(found) == 1:
-            return found[0].resolve()
+            return _absolute(found[0])
         if found:
             names = ", ".join(p.name for p in found)
             raise ProjectError(path, f"has several projects ({names})", "Name one of them.")
@@ -98,7 +99,12 @@ def find_project_file(path: str | Path) -> Path:
         raise ProjectError(
             path, "is not a .qpproj file", "Name a QuPath project's folder or .qpproj file."
         )
-    return path.resolve()
+    return _absolute(path)
+
+
+def _absolute(path: Path) -> Path:
+    """Return a full path without resolving links: the data lie beside the name given."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 (Path.resolve follows links)
 
 
 def read_project_file(path: Path) -> ProjectFile:
@@ -214,14 +220,16 @@ def _record(path: Path, index: int, item: object) -> ImageRecord:
         raise FormatError(
             path, f"image {index + 1} has no entry ID", f"Restore it from {path.name}.backup."
         )
-    server = item.get("serverBuilder")
-    description = item.get("description")
-    name = item.get("imageName")
+    server, metadata, tags = (item.get(key) for key in ("serverBuilder", "metadata", "tags"))
+    description, name = item.get("description"), item.get("imageName")
     return ImageRecord(
         id=str(number),
         name=name if isinstance(name, str) else f"Image {number}",
         description=description if isinstance(description, str) else None,
-        metadata={str(key): str(value) for key, value in (item.get("metadata") or {}).items()},
-        tags=tuple(str(tag) for tag in item.get("tags") or ()),
+        metadata={
+            str(key): str(value)
+            for key, value in (metadata if isinstance(metadata, dict) else {}).items()
+        },
+        tags=tuple(str(tag) for tag in tags) if isinstance(tags, list) else (),
         server=server if isinstance(server, dict) else None,
     )

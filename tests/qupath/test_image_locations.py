@@ -127,3 +127,13 @@ def test_a_missing_image_names_the_option_that_helps(tmp_path: Path) -> None:
 def test_an_image_on_a_server_is_not_a_file(tmp_path: Path) -> None:
     finder = ImageFinder(_project(tmp_path / "study", "file:/old/p.qpproj"), PathMap())
     assert "not a file on disk (https" in (finder.find("https://host/a.svs")[1] or "")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["file://[broken/a.svs", "file:/a%00b.svs", "file:/" + "x" * 5000, "", ":", "file:", "file:/"],
+)
+def test_uris_that_are_none_are_a_problem_and_no_crash(tmp_path: Path, uri: str) -> None:
+    finder = ImageFinder(_project(tmp_path / "study", "file:/old/p.qpproj"), PathMap())
+    path, problem = finder.find(uri)
+    assert (path is None) == (problem is not None)

@@ -6,11 +6,17 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fixture_projects import FIXTURES, PROJECTS, judged_project
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from pathosam_qupath.errors import ChangedSinceReadError, FormatError, ProjectError
+from pathosam_qupath.qupath.image_locations import ImageFinder
+from pathosam_qupath.qupath.image_sources import image_source
+from pathosam_qupath.qupath.project import PathMap
 from pathosam_qupath.qupath.project_file import (
     find_project_file,
     gson_text,
@@ -123,6 +129,57 @@ def test_a_file_that_is_no_project_is_a_format_error(
     path.write_text(text, "utf-8")
     with pytest.raises(FormatError, match=reason):
         read_project_file(path)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_a_project_with_any_value_replaced_is_read_or_refused(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    document = json.loads((FIXTURES / "0.6.0" / "rois" / "project.qpproj").read_bytes())
+    document["images"] = document["images"][:2]
+    for _ in range(data.draw(st.integers(1, 3))):
+        place: Any = document
+        while True:
+            key = data.draw(
+                st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place)))
+            )
+            inside = place[key]
+            if not (isinstance(inside, dict | list) and inside and data.draw(st.booleans())):
+                break
+            place = inside
+        place[key] = data.draw(JUNK)
+        if not isinstance(document.get("images"), list | dict) or not document:
+            break
+    path = tmp_path / "project.qpproj"
+    path.write_text(json.dumps(document), "utf-8")
+    try:
+        file = read_project_file(path)
+    except FormatError:
+        return
+    finder = ImageFinder(file, PathMap((("/slides", "/nowhere"),)))
+    for image in file.images:
+        source = image_source(image, finder)
+        assert (source.path is None) == (source.problem is not None)
+
+
+def test_a_linked_project_file_has_its_data_beside_the_link(copied: Copy, tmp_path: Path) -> None:
+    folder = copied("0.6.0/rois")
+    link = tmp_path / "other" / "linked.qpproj"
+    link.parent.mkdir()
+    link.symlink_to(folder / "project.qpproj")
+    assert find_project_file(link) == link
 
 
 def test_an_empty_project_has_no_images(tmp_path: Path) -> None:
