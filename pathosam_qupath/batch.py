@@ -90,7 +90,7 @@ def run(
     ------
     RunError : the run's record cannot be written.
     """
-    run_id = new_run_id()
+    run_id = new_run_id(project.path.parent)
     record = create_run(
         project.path.parent,
         RunManifest(

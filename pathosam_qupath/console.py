@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from rich.console import Console
 
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from pathosam_qupath.batch import Report, RunProgress
     from pathosam_qupath.corrections.evaluation import ImageResult
     from pathosam_qupath.corrections.training import TrainingProgress
+
+
+@runtime_checkable
+class Summarized(Protocol):
+    """A result that holds more than a machine wants to read."""
+
+    def summary(self) -> dict[str, object]:
+        """The result in words and numbers."""
 
 
 _FILE_WIDTH = 160
@@ -37,7 +46,11 @@ def print_json(value: object) -> None:
 
 
 def plain(value: object) -> object:
-    """Dataclasses to dicts, at any depth."""
+    """Dataclasses to dicts (or to their summary), what is no number to null, at any depth."""
+    if isinstance(value, Summarized):
+        return plain(value.summary())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {field.name: plain(getattr(value, field.name)) for field in fields}

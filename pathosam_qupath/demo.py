@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pathosam_qupath.batch import Report
+    from pathosam_qupath.picture import Box
     from pathosam_qupath.qupath.project import Color, Entry, Project
     from pathosam_qupath.run_record import RunManifest
 
 EXAMPLE = "projects_example"
+_NEAR_UM = 160.0
+"""Side of the close view in micrometres."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +30,7 @@ class Demo:
     Attributes
     ----------
     project : the working copy, to be opened in QuPath.
-    pictures : overlays, the first one of the whole image.
+    pictures : overlays: of the whole image, and close by with the bare tissue beside it.
     table : nuclei per annotation and class, with density and mean area.
     """
 
@@ -36,6 +39,11 @@ class Demo:
     table: pd.DataFrame
     table_path: Path
     manifest: RunManifest
+
+    def summary(self) -> dict[str, object]:
+        """What the demo left, for machines."""
+        rows = self.table.to_dict("records")
+        return {**vars(self), "table": rows}
 
 
 def find_example() -> Path:
@@ -78,11 +86,11 @@ def run_demo(
         options = RunOptions()
         record = run(project, loaded, options, plan_run(project, options), report=report)
     with open_project(path, "embedded") as project:
-        pictures = tuple(_draw(entry, project.classes, out) for entry in project.entries)
+        pictures = [p for entry in project.entries for p in _draw(entry, project.classes, out)]
         table = count_nuclei(project)
     table_path = out / "nuclei.csv"
     table.to_csv(table_path, index=False)
-    return Demo(path, pictures, table, table_path, record.manifest)
+    return Demo(path, tuple(pictures), table, table_path, record.manifest)
 
 
 def copy_example(out: Path) -> Path:
@@ -105,7 +113,9 @@ def copy_example(out: Path) -> Path:
             "it has something else in it than an earlier demo",
             "Give a folder that is empty or does not exist.",
         )
-    shutil.copytree(root, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "__*"))
+    shutil.copytree(
+        root, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.py", "*.md", "__*")
+    )
     return copy
 
 
@@ -141,22 +151,32 @@ def count_nuclei(project: Project) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _draw(entry: Entry, colors: Mapping[str, Color], out: Path) -> Path:
-    """Draw an image with its annotations and nuclei."""
-    from pathosam_qupath.picture import overlay
+def _draw(entry: Entry, colors: Mapping[str, Color], out: Path) -> list[Path]:
+    """Draw an image with its annotations and nuclei, whole and close by."""
+    from pathosam_qupath.picture import busiest, overlay
     from pathosam_qupath.run_plan import open_entry
 
-    path = out / f"{Path(entry.name).stem}-nuclei.png"
+    stem = Path(entry.name).stem
+    nuclei, annotations = entry.detections(), entry.annotations()
+    paths = []
     with open_entry(entry) as slide:
-        picture = overlay(
-            slide,
-            entry.detections(),
-            annotations=entry.annotations(),
-            colors=colors,
-            title=entry.name,
-        )
-    picture.save(path, optimize=True)
-    return path
+        near = busiest(nuclei, _NEAR_UM / slide.mpp[0])
+        views: list[tuple[str, Box | None, int]] = [(f"{stem}-nuclei.png", None, 1200)]
+        views += [(f"{stem}-nuclei-near.png", near, 700)] if near else []
+        for name, box, width in views:
+            picture = overlay(
+                slide,
+                nuclei,
+                box=box,
+                annotations=annotations,
+                colors=colors,
+                title=f"{entry.name}: {len(nuclei):,} nuclei" if box is None else "",
+                width=width,
+                beside=box is not None,
+            )
+            paths.append(out / name)
+            picture.save(paths[-1], optimize=True)
+    return paths
 
 
 def _repository() -> Path:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from pathosam_qupath.errors import PathosamError
-from pathosam_qupath.regions import label
+from pathosam_qupath.regions import (
+    IGNORED_CLASS,
+    choose_regions,
+    is_ignored,
+    label,
+    reason_against,
+)
 from pathosam_qupath.run_plan import RunOptions, is_chosen, plan_entry
 
 if TYPE_CHECKING:
@@ -98,8 +104,6 @@ def _annotations(
     mpp: tuple[float, float] | None,
     size: tuple[int, int] | None,
 ) -> tuple[AnnotationReport, ...]:
-    from pathosam_qupath.regions import IGNORED_CLASS, choose_regions, is_ignored, reason_against
-
     regions = choose_regions(annotations, size) if size is not None else None
     refused = {a.id: reason for a, reason in regions.refused} if regions is not None else {}
     areas = (
@@ -120,6 +124,4 @@ def _annotations(
 
 
 def _with_problem(report: EntryReport, problem: str, remedy: str) -> EntryReport:
-    from dataclasses import replace
-
     return replace(report, problem=problem, remedy=remedy)

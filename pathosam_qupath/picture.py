@@ -10,6 +10,7 @@ import colorsys
 import contextlib
 import math
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
 
 UNCLASSIFIED = "unclassified"
-_NO_COLOR: Color = (200, 0, 0)
+_NO_COLOR: Color = (0, 150, 190)
 _INK: Color = (30, 30, 30)
 _FONTS = (
     "DejaVuSans.ttf",
@@ -87,6 +88,21 @@ def overlay(
     counts = {str(name): int(count) for name, count in names.value_counts().items()}
     bar = _scale_bar(slide.mpp[0] / scale[0], tissue.width)
     return _page(panels, title, [(n, palette[n], c) for n, c in counts.items()], bar)
+
+
+def busiest(nuclei: gpd.GeoDataFrame, side: float) -> Box | None:
+    """The square of ``side`` pixels with the most nuclei, to half a side; None without any."""
+    if len(nuclei) == 0:
+        return None
+    centers = shapely.get_coordinates(shapely.centroid(nuclei.geometry.to_numpy()))
+    cells, counts = np.unique(np.floor(centers / (side / 2)), axis=0, return_counts=True)
+    grid: Counter[tuple[float, float]] = Counter()
+    for (x, y), count in zip(cells.tolist(), counts.tolist(), strict=True):
+        for left, top in ((x, y), (x - 1, y), (x, y - 1), (x - 1, y - 1)):
+            grid[left, top] += count
+    (left, top), _ = max(grid.items(), key=lambda item: (item[1], item[0]))
+    left, top = max(0.0, left) * side / 2, max(0.0, top) * side / 2
+    return left, top, left + side, top + side
 
 
 def class_palette(names: Iterable[str], known: Mapping[str, Color]) -> dict[str, Color]:

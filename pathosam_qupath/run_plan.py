@@ -6,6 +6,7 @@ Reads the project and opens the slides, writes nothing; a dry run shows this and
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,6 +54,12 @@ class RunOptions:
     policy: Policy = "replace"
     replace_edited: bool = False
 
+    def __post_init__(self) -> None:
+        if self.mpp is not None and not (math.isfinite(self.mpp) and self.mpp > 0):
+            raise UsageError(
+                f"--mpp {self.mpp}", "a pixel size must be positive", "Give µm per pixel, as 0.25."
+            )
+
 
 @dataclass(frozen=True, eq=False)
 class EntryPlan:
@@ -79,6 +86,22 @@ class EntryPlan:
         if self.regions is None or self.mpp is None:
             return None
         return self.regions.area * self.mpp[0] * self.mpp[1]
+
+    def summary(self) -> dict[str, object]:
+        """The plan in words and numbers, for machines."""
+        regions = self.regions
+        return {
+            "id": self.entry.id,
+            "name": self.entry.name,
+            "size": self.size,
+            "mpp": self.mpp,
+            "whole_image": regions is not None and not regions.treated,
+            "annotations": [] if regions is None else [str(a.id) for a in regions.treated],
+            "area": self.area,
+            "skipped": self.nothing,
+            "problem": None if self.error is None else self.error.cause,
+            "remedy": None if self.error is None else self.error.remedy,
+        }
 
 
 def plan_run(project: Project, options: RunOptions) -> list[EntryPlan]:

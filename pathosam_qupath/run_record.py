@@ -19,6 +19,7 @@ import json
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
@@ -247,9 +248,18 @@ def run_ids(project_folder: Path) -> list[str]:
     )
 
 
-def new_run_id() -> str:
-    """A run id: UTC date and time, so that ids sort, and four random digits."""
-    return datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
+def new_run_id(project_folder: Path) -> str:
+    """A run id: UTC date and time, and four random digits.
+
+    Ids sort by age: where the project has a run of this very second, the next is awaited.
+    """
+    while True:
+        moment = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
+        if not runs_folder(project_folder).is_dir() or not any(
+            runs_folder(project_folder).glob(f"{moment}-*")
+        ):
+            return f"{moment}-{secrets.token_hex(2)}"
+        time.sleep(0.05)
 
 
 def save_parquet(path: Path, frame: gpd.GeoDataFrame) -> None:

@@ -196,7 +196,9 @@ def demo_table(demo: Demo) -> Group:
     """What the demo found, and where it lies."""
     table = Table(title="Nuclei of the example project", title_justify="left")
     for name in demo.table.columns:
-        table.add_column(str(name), justify="left" if name in ("annotation", "class") else "right")
+        table.add_column(
+            str(name), justify="left" if name in ("image", "annotation", "class") else "right"
+        )
     for row in demo.table.itertuples(index=False):
         table.add_row(*(_text(_number(value)) for value in row))
     places = [("project, to be opened in QuPath", demo.project), ("table", demo.table_path)]

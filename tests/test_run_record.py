@@ -106,9 +106,12 @@ def test_runs_are_found_by_id_by_beginning_and_as_the_last(tmp_path):
             open_run(tmp_path, unknown)
 
 
-def test_run_ids_have_the_agreed_form_and_do_not_repeat():
-    ids = {new_run_id() for _ in range(50)}
-    assert len(ids) > 45
+def test_run_ids_have_the_agreed_form_and_sort_by_age(tmp_path):
+    ids = []
+    for _ in range(3):
+        ids.append(new_run_id(tmp_path))
+        create_run(tmp_path, manifest(ids[-1]))
+    assert ids == sorted(set(ids))
     assert all(re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run) for run in ids)
 
 

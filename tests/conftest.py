@@ -1,0 +1,33 @@
+"""What several parts of the tests use: a real project to work on, the bundled model."""
+
+import pytest
+from ihc_project import IMAGE, MPP, IhcProject
+
+
+@pytest.fixture
+def ihc(tmp_path):
+    """A fresh copy of a project with an image of real tissue."""
+    return IhcProject(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def bundled_model():
+    """The model that comes with the package, on the CPU."""
+    from pathosam_qupath.model import load_model
+
+    return load_model(device="cpu")
+
+
+@pytest.fixture
+def segment(bundled_model):
+    """Run over the tissue image of a project: ``segment(ihc, policy="keep")``."""
+    from pathosam_qupath.batch import run
+    from pathosam_qupath.run_plan import RunOptions, plan_run
+
+    def segment_project(ihc, report=None, **options):
+        chosen = RunOptions(**{"images": (IMAGE,), "mpp": MPP, **options})
+        with ihc.open() as project:
+            plans = plan_run(project, chosen)
+            return run(project, bundled_model, chosen, plans, report=report)
+
+    return segment_project

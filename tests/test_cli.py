@@ -1,0 +1,191 @@
+"""The command line: thin, quick to start, clear when it fails, readable by machines."""
+
+import json
+import subprocess
+import sys
+
+import geopandas as gpd
+import pytest
+from ihc_project import IMAGE, MPP
+
+from pathosam_qupath.cli import EXIT_CODES, exit_code, main
+from pathosam_qupath.errors import ImageError
+from pathosam_qupath.run_record import file_hash
+
+SEGMENT = ["--images", IMAGE, "--mpp", str(MPP), "--device", "cpu"]
+
+
+@pytest.fixture
+def command(capsys):
+    """Run a command line; (exit code, stdout, stderr)."""
+
+    def run(*words):
+        with pytest.raises(SystemExit) as leaving:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return leaving.value.code or 0, said.out, said.err
+
+    return run
+
+
+def in_a_new_process(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_importing_the_command_line_loads_nothing_heavy():
+    loaded = in_a_new_process(
+        "import sys, pathosam_qupath.cli; print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    heavy = {"torch", "paquo", "jpype", "geopandas", "pandas", "numpy", "cv2", "scipy", "shapely"}
+    assert not heavy & set(loaded)
+    assert not {"skimage", "pyarrow", "tifffile", "tiffslide", "PIL"} & set(loaded)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["segment", "--help"], ["train", "--help"]])
+def test_help_loads_nothing_heavy_either(words):
+    loaded = in_a_new_process(
+        "import sys, io, contextlib\n"
+        "from pathosam_qupath.cli import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    main({words})\n"
+        "print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    assert not {"torch", "paquo", "geopandas", "numpy", "shapely", "cv2"} & set(loaded)
+
+
+def test_help_lists_every_command_and_the_exit_codes(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    for name in ("inspect", "segment", "export", "rollback", "runs", "demo", "doctor"):
+        assert name in out
+    shown = " ".join(out.split())
+    for sentence in EXIT_CODES.split(" · "):
+        assert " ".join(sentence.split()) in shown
+
+
+def test_the_version_is_shown(command):
+    from pathosam_qupath import __version__
+
+    assert command("--version")[:2] == (0, __version__ + "\n")
+
+
+def test_a_run_from_start_to_end(ihc, command, tmp_path):
+    before = file_hash(ihc.data)
+    code, out, _ = command("inspect", *ihc.words, "--mpp", MPP)
+    assert code == 0
+    assert "fluorescence" in out
+    assert "is a Polyline and has no area" in out
+
+    code, out, _ = command("segment", *ihc.words, *SEGMENT, "--dry-run")
+    assert code == 0
+    assert file_hash(ihc.data) == before
+    assert not (ihc.path / "pathosam").exists()
+
+    code, out, err = command("segment", *ihc.words, *SEGMENT)
+    assert code == 0
+    assert "written" in out
+    assert IMAGE in err
+    count = len(ihc.detections())
+    assert count > 0
+
+    code, out, _ = command("export", *ihc.words, "--images", IMAGE, "--out", tmp_path / "x", "--gz")
+    assert code == 0
+    assert len(list((tmp_path / "x").glob("*.geojson.gz"))) == 1
+
+    code, out, _ = command("runs", *ihc.words)
+    assert code == 0
+    assert f"{count}" in out
+
+    code, out, _ = command("rollback", *ihc.words, "--run", "last")
+    assert code == 0
+    assert "byte for byte" in out
+    assert file_hash(ihc.data) == before
+
+
+def test_every_project_command_speaks_json_and_nothing_else_on_stdout(ihc, command, tmp_path):
+    def result(*words):
+        code, out, _ = command(*words, "--json")
+        return code, json.loads(out)
+
+    code, entries = result("inspect", *ihc.words, "--mpp", MPP)
+    assert code == 0
+    assert entries[0]["name"] == IMAGE
+    assert entries[0]["problem"] is None
+    assert entries[0]["annotations"][0]["area"] > 0
+    assert entries[3]["problem"]
+
+    code, plans = result("segment", *ihc.words, *SEGMENT, "--dry-run")
+    assert code == 0
+    assert plans[0]["name"] == IMAGE
+    assert len(plans[0]["annotations"]) == 10
+    assert plans[0]["area"] > 0
+
+    code, manifest = result("segment", *ihc.words, *SEGMENT)
+    assert code == 0
+    assert manifest["entries"][0]["state"] == "written"
+
+    code, exported = result(
+        "export", *ihc.words, "--images", IMAGE, "--format", "parquet", "--out", tmp_path / "x"
+    )
+    assert code == 0
+    nuclei = gpd.read_parquet(exported[0]["files"][1])
+    assert len(nuclei) == manifest["entries"][0]["nuclei"] == exported[0]["detections"]
+
+    assert result("runs", *ihc.words)[1][0]["run"] == manifest["run"]
+    code, undone = result("rollback", *ihc.words, "--run", manifest["run"])
+    assert (code, undone[0]["action"]) == (0, "restored")
+
+    code, failure = result("rollback", *ihc.words, "--run", manifest["run"])
+    assert code == failure["error"]["exit_code"] == 6
+    assert failure["error"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["inspect", "{tmp}/nowhere"], 3, "nowhere"),
+        (["inspect", "{project}", "--path-map", "nonsense"], 2, "FROM=TO"),
+        (["segment", "{project}", "--images", "no*such"], 2, "no image fits"),
+        (["segment", "{project}", "--images", "ihc.png", "--annotations", "Tumour"], 2, "Tumor"),
+        (["segment", "{project}", "--keep", "--replace-edited"], 2, "Leave one of them out"),
+        (["segment", "{project}", *SEGMENT, "--model", "nowhere.safetensors"], 5, "nowhere"),
+        (["segment", "{project}", *SEGMENT, "--mpp", "-1"], 2, "positive"),
+        (["rollback", "{project}", "--run", "2020"], 6, "no such run"),
+        (["export", "{project}", "--out", "{tmp}", "--format", "parquet", "--gz"], 2, "--gz"),
+        (["segment", "{project}", "--classes", "{tmp}/none.json", *SEGMENT], 2, "none.json"),
+        (["evaluate", "--data", "{tmp}/nowhere"], 2, "nowhere"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_sentence_and_its_exit_code(
+    ihc, command, tmp_path, words, code, said
+):
+    before = file_hash(ihc.data)
+    filled = [w.format(tmp=tmp_path, project=ihc.path) for w in words]
+    if "{project}" in words:
+        filled += ["--path-map", ihc.moved]
+    left, _, err = command(*filled)
+    assert left == code
+    assert err.startswith("Error: ")
+    assert said in " ".join(err.split())
+    assert "Traceback" not in err
+    assert file_hash(ihc.data) == before
+
+
+def test_an_unknown_option_is_a_usage_error(command):
+    assert command("segment", "--no-such-option")[0] == 2
+
+
+def test_some_failures_and_only_failures_have_codes_of_their_own(ihc, command):
+    code, out, _ = command("segment", *ihc.words, "--mpp", MPP, "--device", "cpu")
+    assert code == 7
+    assert "failed" in out
+    assert command("segment", *ihc.words, "--images", "fluor*")[0] == 4
+
+
+def test_exit_codes_of_several_results():
+    missing = ImageError("a", "b", "c")
+    assert exit_code([]) == 0
+    assert exit_code([None, None]) == 0
+    assert exit_code([missing, missing]) == 4
+    assert exit_code([missing, None]) == 7
