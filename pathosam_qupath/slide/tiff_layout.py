@@ -84,7 +84,7 @@ def level_planes(path: Path, level: TiffPageSeries) -> tuple[Plane, ...]:
 
     Raises
     ------
-    ImageError : a compressed strip too large to decode at once, or no decoder for it.
+    ImageError : a compressed strip too large to decode at once, no decoder, or tiles missing.
     """
     page = level.keyframe
     _check_codec(path, page)
@@ -100,13 +100,19 @@ def level_planes(path: Path, level: TiffPageSeries) -> tuple[Plane, ...]:
         segment = width, min(int(page.rowsperstrip), height)
     if segment[0] * segment[1] * samples > _LARGEST_SEGMENT:
         raise ImageError(path, "its pixels are one huge compressed strip", PYRAMID_REMEDY)
+    if min(segment) < 1:
+        raise ImageError(path, "its tiles have no size", DAMAGED)
     frames = level.pages if level.axes == "CYX" else level.pages[:1]
-    return tuple(
+    planes = tuple(
         Plane(page, frame, number, samples, *segment, raw)
         for frame in frames
         if frame is not None
         for number in range(3 if separate else 1)
     )
+    last = planes[-1]
+    if not raw and last.index(last.rows - 1, last.columns - 1) >= len(last.frame.dataoffsets):
+        raise ImageError(path, "some of its tiles are missing", DAMAGED)
+    return planes
 
 
 def check_kind(path: Path, series: TiffPageSeries, evidence: str | None) -> None:

@@ -316,6 +316,7 @@ def test_aperios_jpeg_2000_holds_luma_and_chroma(tissue: np.ndarray, tmp_path: P
 
 
 @pytest.mark.shared
+@pytest.mark.filterwarnings("ignore:hamamatsu-format")
 def test_tiles_of_a_real_ndpi(shared_slides: Path) -> None:
     """Its fluorescence is refused, its way of storing tiles is that of every NDPI."""
     from tiffslide import TiffSlide

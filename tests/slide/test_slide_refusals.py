@@ -188,3 +188,26 @@ def test_a_crop_or_rotation_that_cannot_be(pyramid: Path) -> None:
     for options in ({"crop": (0, 0, 5000, 10)}, {"rotation": 45}, {"mpp": -1.0}):
         with pytest.raises(UsageError):
             open_slide(pyramid, **options)  # type: ignore[arg-type]
+
+
+def test_bytes_changed_at_random_never_raise_anything_else(
+    tissue: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "slide.tif"
+    whole = write_pyramid(path, tissue[:300, :400], levels=2).read_bytes()
+    with tifffile.TiffFile(path) as file:
+        headers = [page.offset for page in file.pages]
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(int(random.integers(1, 6))):
+            at = int(random.choice(headers)) + int(random.integers(0, 300))
+            damaged[min(at, len(damaged) - 1)] = int(random.integers(0, 256))
+        path.write_bytes(damaged)
+        try:
+            with open_slide(path, mpp=0.5) as slide:
+                pixels = slide.at(0.7).read(0, 0, 200, 200)
+        except ImageError as error:
+            assert error.remedy
+        else:
+            assert pixels.shape == (200, 200, 3)
