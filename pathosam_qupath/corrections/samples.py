@@ -157,11 +157,12 @@ def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
 
 
 def _read_image(path: Path) -> NDArray[np.generic]:
-    from skimage.io import imread
+    from PIL import Image
 
     if not path.is_file():
         raise ImageError(path, "the file does not exist", "Correct the manifest or add the file.")
     try:
-        return np.asarray(imread(path))
+        with Image.open(path) as image:
+            return np.asarray(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(path, f"it cannot be read ({error})", "Replace the file.") from error

@@ -208,9 +208,11 @@ class _Run:
                 self.step += 1
                 following = pool.submit(crops.batch, config.batch, config.seed, self.step)
                 losses.append(self._train_step(batch))
-                if self.step % config.validate_every == 0 or self.step == config.steps:
+                last = self.step == config.steps
+                if last or self.step % config.checkpoint_every == 0:
                     self.seconds = time.monotonic() - started
-                    line = self._validate(float(np.mean(losses)), validation)
+                    due = last or self.step % config.validate_every == 0
+                    line = self._log(float(np.mean(losses)), validation if due else ())
                     losses = []
                     if progress is not None:
                         progress(line)
@@ -244,7 +246,7 @@ class _Run:
             else:
                 tensor.copy_(new[name])
 
-    def _validate(self, loss: float, validation: Sequence[Sample]) -> TrainingProgress:
+    def _log(self, loss: float, validation: Sequence[Sample]) -> TrainingProgress:
         description = self._description()
         report, score = None, None
         if validation:

@@ -43,7 +43,8 @@ class TrainingConfig:
     warmup : steps in which the learning rate rises.
     decay : share of the steps, the last ones, in which it falls to zero.
     ema : decay of the running average of the weights, which is what is kept.
-    validate_every : steps between validations, checkpoints and log lines.
+    checkpoint_every : steps between checkpoints and log lines.
+    validate_every : steps between validations, a multiple of `checkpoint_every`.
     bfloat16 : train in mixed precision (about 1.7 times as fast where the processor has it).
     """
 
@@ -68,7 +69,8 @@ class TrainingConfig:
     decay: float = 0.3
     ema: float = 0.998
     class_weight: float = 0.5
-    validate_every: int = 250
+    checkpoint_every: int = 50
+    validate_every: int = 500
     bfloat16: bool = True
     network: NetworkConfig = field(default_factory=NetworkConfig)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

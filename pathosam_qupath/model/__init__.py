@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 #: Name of the model that comes with the package.
 BUNDLED = "bundled"
-_BUNDLED_FOLDER = Path(__file__).parent / "bundled"
 
 
 def load_model(name_or_path: str | Path = BUNDLED, device: str = "auto") -> NucleusModel:
@@ -88,13 +87,16 @@ def choose_device(device: str = "auto") -> str:
     return device
 
 
+def bundled_file(name: str) -> Path:
+    """A file that comes with the bundled model: `training.json`, `MODEL_CARD.md`."""
+    path = Path(__file__).parent / "bundled" / name
+    if not path.is_file():
+        raise ModelError(path, "the file is missing from this installation", "Install it again.")
+    return path
+
+
 def _bundled() -> tuple[Path, str]:
     """The bundled weight file and the SHA-256 that it must have."""
-    folder = _BUNDLED_FOLDER
-    listing = folder / "SHA256SUMS"
-    if not listing.is_file():
-        raise ModelError(
-            listing, "the bundled model is missing from this installation", "Install it again."
-        )
-    sha256, name = listing.read_text(encoding="utf-8").split()
-    return folder / name, sha256
+    listing = bundled_file("SHA256SUMS").read_text(encoding="utf-8")
+    sha256, name = listing.split()
+    return bundled_file(name), sha256

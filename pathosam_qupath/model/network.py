@@ -135,11 +135,13 @@ class ClassHead(nn.Module):
         super().__init__()
         w4 = config.widths[1]
         self.conv = ConvNorm(w4, w4)
+        self.classes = config.classes
         self.out = nn.Conv2d(w4, config.classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """(n, widths[1], side / 4, side / 4) to (n, classes, side, side)."""
         logits = self.out(functional.relu(self.conv(features), inplace=True))
+        logits = logits[:, : self.classes]
         return functional.interpolate(
             logits.float(), scale_factor=4.0, mode="bilinear", align_corners=False
         )
@@ -167,7 +169,10 @@ class CompactNetwork(nn.Module):
 
 
 def fused(network: CompactNetwork) -> CompactNetwork:
-    """A copy for inference: running statistics folded into the convolutions."""
+    """A copy for inference: running statistics folded into the convolutions.
+
+    On the CPU its outputs are the same bits for any number of threads.
+    """
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
@@ -175,4 +180,21 @@ def fused(network: CompactNetwork) -> CompactNetwork:
                 conv, norm = child
                 assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
                 setattr(module, name, fuse_conv_bn_eval(conv, norm))
+    if network.types is not None:
+        network.types.out = _padded(network.types.out)
     return network
+
+
+def _padded(conv: nn.Conv2d, multiple: int = 16) -> nn.Conv2d:
+    """The same 1 x 1 convolution with zero channels appended to its output.
+
+    oneDNN sums a 1 x 1 convolution with few outputs in an order that depends on the number
+    of threads; with full vectors of outputs it does not (seen with torch 2.14, AVX-512).
+    """
+    outputs = -(-conv.out_channels // multiple) * multiple
+    padded = nn.Conv2d(conv.in_channels, outputs, 1)
+    padded.requires_grad_(False)
+    padded.weight.zero_()[: conv.out_channels] = conv.weight.detach()
+    assert padded.bias is not None and conv.bias is not None
+    padded.bias.zero_()[: conv.out_channels] = conv.bias.detach()
+    return padded
