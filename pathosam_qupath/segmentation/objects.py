@@ -2,17 +2,16 @@
 
 An object belongs to the block that holds the first pixel of its seed. A block looks at a
 margin around itself, and where that does not settle an object (``watershed`` says so), at
-a wider one around that object alone, up to ``MAX_MARGIN``.
+a wider one around the objects that are left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pathosam_qupath.model.interface import Postprocessing
 from pathosam_qupath.segmentation.polygons import TOLERANCE, polygons
@@ -24,12 +23,14 @@ from pathosam_qupath.segmentation.watershed import (
     window_instances,
 )
 
-MARGIN = 64
-"""Scaled pixels that a block looks around itself: more than a nucleus and its neighbour."""
+MARGINS = (64, 128, 180)
+"""Scaled pixels around a block, then around what is left. The first is more than a nucleus
+and its neighbour. What the last leaves open is a sheet of foreground with hardly a seed:
+there objects are taken as that window shows them."""
 
-MAX_MARGIN = 512
-"""Scaled pixels around an object after which it is taken as seen; one whose seed alone
-reaches farther is no nucleus and is left out."""
+LARGEST_SEED = 160
+"""Scaled pixels. A seed that is longer in x or y is no nucleus and left out: no margin
+would hold it for sure."""
 
 Maps = NDArray[np.float32]
 
@@ -58,7 +59,6 @@ def block_objects(
     *,
     scale: tuple[float, float],
     tolerance: float = TOLERANCE,
-    margin: int = MARGIN,
 ) -> Objects:
     """The objects of a block.
 
@@ -70,24 +70,31 @@ def block_objects(
     scale : slide pixels per scaled pixel.
     tolerance : of the polygons, in scaled pixels.
     """
-    box = _window(inner.grown(margin), slide, smoothing_reach(parameters))
-    maps, found = _look(box, slide, maps_of, parameters)
-    anchors = found.anchors + np.array((box.x0, box.y0))
-    is_inside = inner.holds(anchors[:, 0], anchors[:, 1])
-    parts = [_traced(found, is_inside & found.complete, maps, box, parameters, scale, tolerance)]
-    settled: set[tuple[int, int]] = set()
-    for point, around in _unsettled(found, is_inside, box, inner):
-        wider = _settle(point, around, slide, maps_of, parameters, margin)
-        if wider is None:
-            continue
-        label, found_wider, maps_wider, box_wider = wider
-        x, y = found_wider.anchors[label - 1] + np.array((box_wider.x0, box_wider.y0))
-        if (int(x), int(y)) not in settled and inner.holds(x, y):
-            settled.add((int(x), int(y)))
-            wanted = np.arange(1, found_wider.count + 1) == label
-            parts.append(
-                _traced(found_wider, wanted, maps_wider, box_wider, parameters, scale, tolerance)
-            )
+    reach = smoothing_reach(parameters)
+    target = inner
+    done = np.zeros(0, np.int64)
+    parts: list[Objects] = []
+
+    def take(found: WindowInstances, maps: Maps, box: Box, *, unsettled: bool) -> None:
+        nonlocal done
+        anchors = found.anchors + np.array((box.x0, box.y0))
+        keys = anchors[:, 1] * slide.x1 + anchors[:, 0]
+        wanted = inner.holds(anchors[:, 0], anchors[:, 1]) & ~np.isin(keys, done)
+        if not unsettled:
+            wanted &= found.complete
+        done = np.concatenate([done, keys[wanted]])
+        parts.append(_traced(found, wanted, maps, box, slide, parameters, scale, tolerance))
+
+    for margin in MARGINS:
+        box = _window(target.grown(margin), slide, reach)
+        maps, found = _look(box, slide, maps_of, parameters)
+        take(found, maps, box, unsettled=False)
+        left = _left(found, box, target)
+        if left is None:
+            return joined(parts)
+        target = left
+    maps, found = _look(box, slide, maps_of, parameters, flood_edge=False)
+    take(found, maps, box, unsettled=True)
     return joined(parts)
 
 
@@ -136,63 +143,17 @@ def _look(
     return maps[3:, rows, columns], found
 
 
-def _unsettled(
-    found: WindowInstances, is_inside: NDArray[np.bool_], box: Box, inner: Box
-) -> Iterator[tuple[tuple[int, int], Box]]:
-    """A pixel and the box, on the slide, of each object that needs a wider look."""
-    unsure = np.flatnonzero(is_inside & ~found.complete)
-    if unsure.size:
-        slices = ndimage.find_objects(found.labels, max_label=found.count)
-        for i in unsure:
-            rows, columns = slices[i]
-            x, y = found.anchors[i]
-            yield (
-                (int(x) + box.x0, int(y) + box.y0),
-                Box(
-                    columns.start + box.x0,
-                    rows.start + box.y0,
-                    columns.stop + box.x0,
-                    rows.stop + box.y0,
-                ),
-            )
-    for (x, y), (x0, y0, x1, y1) in zip(
-        found.cut_seeds.tolist(), found.cut_boxes.tolist(), strict=True
-    ):
-        around = Box(x0 + box.x0, y0 + box.y0, x1 + box.x0, y1 + box.y0)
-        shared = around.clipped(inner)
-        if shared.width > 0 and shared.height > 0:
-            yield (x + box.x0, y + box.y0), around
-
-
-def _settle(
-    point: tuple[int, int],
-    around: Box,
-    slide: Box,
-    maps_of: Callable[[Box], Maps],
-    parameters: Postprocessing,
-    margin: int,
-) -> tuple[int, WindowInstances, Maps, Box] | None:
-    """The object at a pixel of a seed, through windows that widen until it is settled.
-
-    Returns
-    -------
-    Its label, the window's objects, class maps and box; None when the seed never ends.
-    """
-    reach = smoothing_reach(parameters)
-    while True:
-        margin = min(2 * margin, MAX_MARGIN)
-        box = _window(around.grown(margin), slide, reach)
-        maps, found = _look(box, slide, maps_of, parameters)
-        label = int(found.labels[point[1] - box.y0, point[0] - box.x0])
-        if label <= found.count and found.complete[label - 1]:
-            return label, found, maps, box
-        if margin >= MAX_MARGIN:
-            break
-    if label > found.count:
+def _left(found: WindowInstances, box: Box, target: Box) -> Box | None:
+    """The part of the target around seeds whose objects the window does not settle."""
+    seeds = np.concatenate([found.seed_boxes[~found.complete], found.cut_boxes])
+    seeds = seeds + np.array((box.x0, box.y0) * 2)
+    low = np.maximum(seeds[:, :2], (target.x0, target.y0))
+    high = np.minimum(seeds[:, 2:], (target.x1, target.y1))
+    inside = (low < high).all(axis=1)
+    if not inside.any():
         return None
-    maps, found = _look(box, slide, maps_of, parameters, flood_edge=False)
-    label = int(found.labels[point[1] - box.y0, point[0] - box.x0])
-    return label, found, maps, box
+    (x0, y0), (x1, y1) = low[inside].min(axis=0), high[inside].max(axis=0)
+    return Box(int(x0), int(y0), int(x1), int(y1))
 
 
 def _traced(
@@ -200,13 +161,15 @@ def _traced(
     wanted: NDArray[np.bool_],
     class_maps: Maps,
     box: Box,
+    slide: Box,
     parameters: Postprocessing,
     scale: tuple[float, float],
     tolerance: float,
 ) -> Objects:
-    """The wanted objects of a window that are large enough."""
+    """The wanted objects of a window that have the size of a nucleus."""
     sizes = np.bincount(found.labels.ravel(), minlength=found.count + 2)[1 : found.count + 1]
     wanted = wanted & (sizes >= max(parameters.min_size, 1))
+    wanted &= (found.seed_boxes[:, 2:] - found.seed_boxes[:, :2] <= LARGEST_SEED).all(axis=1)
     number = np.zeros(found.count + 2, np.int32)
     number[1:-1] = np.where(wanted, np.cumsum(wanted), 0)
     labels = number[found.labels]
@@ -218,6 +181,12 @@ def _traced(
         sums[:, channel] = np.bincount(owner, class_map.ravel()[at], minlength=count + 1)[1:]
     return Objects(
         found.anchors[wanted] + np.array((box.x0, box.y0)),
-        polygons(labels, origin=(box.x0, box.y0), scale=scale, tolerance=tolerance),
+        polygons(
+            labels,
+            origin=(box.x0, box.y0),
+            scale=scale,
+            tolerance=tolerance,
+            within=(slide.x1, slide.y1),
+        ),
         sums,
     )

@@ -33,7 +33,7 @@ from pathosam_qupath.errors import UsageError
 from pathosam_qupath.model.interface import NucleusModel, Postprocessing
 from pathosam_qupath.segmentation.classes import MODEL_NAMES, ClassMap, classify
 from pathosam_qupath.segmentation.measurements import shape_measurements
-from pathosam_qupath.segmentation.objects import MARGIN, Objects, block_objects, joined
+from pathosam_qupath.segmentation.objects import MARGINS, Objects, block_objects, joined
 from pathosam_qupath.segmentation.polygons import TOLERANCE
 from pathosam_qupath.segmentation.tile_maps import TileMaps
 from pathosam_qupath.segmentation.tiling import (
@@ -186,7 +186,9 @@ def _segmented(
     if region is not None:
         wanted = wanted_tiles(grid, region, pixels.scale, CONTEXT)
         shapely.prepare(region)
-    plan = blocks(grid, wanted, side=options.block, margin=MARGIN + 2 * smoothing_reach(parameters))
+    plan = blocks(
+        grid, wanted, side=options.block, margin=MARGINS[-1] + 2 * smoothing_reach(parameters)
+    )
     clock = _Clock()
     tiles_done = nuclei = 0
 

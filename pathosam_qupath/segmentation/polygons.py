@@ -51,6 +51,7 @@ def polygons(
     origin: tuple[int, int] = (0, 0),
     scale: tuple[float, float] = (1.0, 1.0),
     tolerance: float = TOLERANCE,
+    within: tuple[int, int] | None = None,
 ) -> NDArray[np.object_]:
     """One valid polygon per label.
 
@@ -61,6 +62,8 @@ def polygons(
     origin : x and y, in pixels of the label image's resolution, of its first pixel.
     scale : slide pixels per pixel of the label image, in x and y.
     tolerance : see ``TOLERANCE``.
+    within : width and height of the slide, in pixels of the label image's resolution;
+        vertices beyond them, by a fraction of a pixel, are moved to the border.
 
     Returns
     -------
@@ -72,11 +75,12 @@ def polygons(
     if count == 0:
         return np.zeros(0, object)
     target = np.abs(_doubled_areas(rings)) / 8 + 0.5
+    bounds = (np.inf, np.inf) if within is None else within
     thin = _thinned(rings, tolerance)
-    result = _polygons(thin, target, origin, scale)
+    result = _polygons(thin, target, origin, scale, bounds)
     wrong = np.flatnonzero(~shapely.is_valid(result))
     if wrong.size:
-        result[wrong] = _polygons(_subset(rings, wrong), target[wrong], origin, scale)
+        result[wrong] = _polygons(_subset(rings, wrong), target[wrong], origin, scale, bounds)
         for i in wrong[~shapely.is_valid(result[wrong])]:
             result[i] = _repaired(result[i])
     return result
@@ -192,6 +196,7 @@ def _polygons(
     target: NDArray[np.float64],
     origin: tuple[int, int],
     scale: tuple[float, float],
+    within: tuple[float, float],
 ) -> NDArray[np.object_]:
     """Polygons in slide pixels from rings in half pixels, scaled to the target areas."""
     cross = _crosses(rings)
@@ -205,7 +210,8 @@ def _polygons(
     ring = np.repeat(np.arange(len(target)), np.diff(rings.starts))
     local = (center[ring] + (rings.points - center[ring]) * factor[ring, None]) / 2
     corner = rings.corners + np.array(origin, np.int64)
-    points = ((local + corner[ring]) * np.array(scale)).astype(np.float32).astype(np.float64)
+    placed = np.clip(local + corner[ring], 0, within)
+    points = (placed * np.array(scale)).astype(np.float32).astype(np.float64)
     closing = rings.starts[1:]
     closed = np.insert(points, closing, points[rings.starts[:-1]], axis=0)
     of_ring = np.insert(ring, closing, np.arange(len(target)))

@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -40,9 +40,6 @@ GLASS = 220
 
 UNSCANNED = 8
 """A tile without any channel value above this was not scanned."""
-
-_SPARE_TILES = 32
-"""Tiles kept that were computed again for an object that reaches far out of its block."""
 
 _CPU_BATCH = 1
 _GPU_BATCH = 16
@@ -99,7 +96,6 @@ class TileMaps:
         self._users = Counter(key for block in blocks for key in _keys(block))
         self._lock = threading.Lock()
         self._held: dict[_Key, Maps | None] = {}
-        self._spare: OrderedDict[TileIndex, Maps | None] = OrderedDict()
         keys = list(self._users)
         size = self._batch_size
         self._batches = iter([keys[i : i + size] for i in range(0, len(keys), size)])
@@ -151,20 +147,16 @@ class TileMaps:
                     del self._held[key]
 
     def window(self, box: Box, strip: int) -> Maps:
-        """Maps of any box within the slide: (channels, height, width) float32.
+        """Maps of a box in the tiles of a block that was waited for and is not released.
 
-        Background (foreground 0, distances 1) where tiles are not wanted or blank. Tiles
-        that are not held for the strip are computed again. Thread-safe.
+        (channels, height, width) float32; background (foreground 0, distances 1) where
+        tiles are not wanted or blank. Thread-safe.
         """
         maps = np.zeros((self.channels, box.height, box.width), np.float32)
         maps[1:3] = 1
         wanted = [tile for tile in self._grid.tiles_of(box) if self._wanted[tile[1], tile[0]]]
         with self._lock:
-            known = {t: self._spare[t] for t in wanted if t in self._spare}
-            known.update({t: self._held[strip, t] for t in wanted if (strip, t) in self._held})
-        missing = [tile for tile in wanted if tile not in known]
-        if missing:
-            known.update(self._again(missing))
+            known = {tile: self._held[strip, tile] for tile in wanted}
         for tile in wanted:
             tile_maps = known[tile]
             if tile_maps is not None:
@@ -174,19 +166,6 @@ class TileMaps:
                 rows_of_tile, columns_of_tile = part.slices(whole)
                 maps[:, rows, columns] = tile_maps[:, rows_of_tile, columns_of_tile]
         return maps
-
-    def _again(self, tiles: list[TileIndex]) -> dict[TileIndex, Maps | None]:
-        size = self._batch_size
-        batches = [tiles[i : i + size] for i in range(0, len(tiles), size)]
-        futures = [self._submit(batch) for batch in batches]
-        found: dict[TileIndex, Maps | None] = {}
-        for batch, future in zip(batches, futures, strict=True):
-            found.update(zip(batch, future.result(), strict=True))
-        with self._lock:
-            self._spare.update(found)
-            while len(self._spare) > _SPARE_TILES:
-                self._spare.popitem(last=False)
-        return found
 
     def _top_up(self) -> None:
         while len(self._under_way) < self._depth:

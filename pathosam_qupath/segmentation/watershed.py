@@ -48,15 +48,15 @@ class WindowInstances:
     anchors : (count, 2) int64, x and y of each seed's first pixel in row-major order, in
         the window's coordinates. Anchors identify an object on the slide.
     complete : (count,) bool, whether the object is what the whole slide would give.
-    cut_seeds : (n, 2) int64, x and y of a pixel of each seed that the edge cuts.
-    cut_boxes : (n, 4) int64, x0, y0, x1, y1 of those seeds inside the window.
+    seed_boxes : (count, 4) int64, x0, y0, x1, y1 around each seed.
+    cut_boxes : (n, 4) int64, the same of the seeds that the edge cuts, as far as seen.
     """
 
     labels: NDArray[np.int32]
     count: int
     anchors: NDArray[np.int64]
     complete: NDArray[np.bool_]
-    cut_seeds: NDArray[np.int64]
+    seed_boxes: NDArray[np.int64]
     cut_boxes: NDArray[np.int64]
 
 
@@ -142,14 +142,15 @@ def window_instances(
         complete[_neighbours(labels, edge_label) - 1] = False
     first = _first_pixels(pieces, n_pieces)
     width = mask.shape[1]
-    xy = np.stack([first % width, first // width], axis=1)
+    anchors = np.stack([first % width, first // width], axis=1)
+    boxes = _boxes(pieces, n_pieces)
     return WindowInstances(
         labels=labels,
         count=count,
-        anchors=xy[whole[1:]],
+        anchors=anchors[whole[1:]],
         complete=complete,
-        cut_seeds=xy[is_cut[1:]],
-        cut_boxes=_boxes(pieces, np.flatnonzero(is_cut)),
+        seed_boxes=boxes[whole[1:]],
+        cut_boxes=boxes[is_cut[1:]],
     )
 
 
@@ -235,15 +236,10 @@ def _first_pixels(pieces: NDArray[np.int32], count: int) -> NDArray[np.int64]:
     return first[1:]
 
 
-def _boxes(pieces: NDArray[np.int32], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Boxes x0, y0, x1, y1 of the wanted labels."""
-    if wanted.size == 0:
-        return np.zeros((0, 4), np.int64)
-    slices = ndimage.find_objects(pieces)
-    return np.array(
-        [
-            (box[1].start, box[0].start, box[1].stop, box[0].stop)
-            for box in (slices[label - 1] for label in wanted)
-        ],
-        np.int64,
-    )
+def _boxes(pieces: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Boxes x0, y0, x1, y1 of the labels 1…count."""
+    boxes = [
+        (box[1].start, box[0].start, box[1].stop, box[0].stop)
+        for box in ndimage.find_objects(pieces)
+    ]
+    return np.array(boxes, np.int64).reshape(count, 4)
