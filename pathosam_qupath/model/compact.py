@@ -67,9 +67,17 @@ class CompactModel:
             return np.empty((0, 3 + len(self.info.classes), height, width), np.float32)
         with torch.inference_mode():
             if self.device == "cpu":
-                maps = [self._forward(torch.from_numpy(tile[None])) for tile in tiles]
-                return torch.cat(maps).numpy()
+                return np.stack([self._predict_tile(tile) for tile in tiles])
             return self._predict_on_device(tiles)
+
+    def _predict_tile(self, tile: NDArray[np.uint8]) -> NDArray[np.float32]:
+        logits, types = self._network(_normalised(torch.from_numpy(tile[None])))
+        channels = logits.shape[1] + (0 if types is None else types.shape[1])
+        maps = np.empty((channels, *tile.shape[:2]), np.float32)
+        _sigmoid(logits[0].numpy(), maps[:3])
+        if types is not None:
+            _softmax(types[0].numpy(), maps[3:])
+        return maps
 
     def _predict_on_device(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         cuda = self.device.startswith("cuda")
@@ -78,15 +86,31 @@ class CompactModel:
             batch = batch.pin_memory()
         # One thread at a time: a device's memory holds one batch, and its queue is serial.
         with self._lock, torch.autocast(self.device.split(":")[0], torch.float16, enabled=cuda):
-            maps = self._forward(batch.to(self.device, non_blocking=cuda))
+            logits, types = self._network(_normalised(batch.to(self.device, non_blocking=cuda)))
+            maps = torch.sigmoid(logits.float())
+            if types is not None:
+                maps = torch.cat([maps, torch.softmax(types.float(), dim=1)], dim=1)
             return maps.cpu().numpy()
 
-    def _forward(self, tiles: Tensor) -> Tensor:
-        """Tiles (n, h, w, 3) uint8 to maps (n, channels, h, w) float32, on one device."""
-        # The permuted view of channels-last memory is what the convolutions want.
-        images = (tiles.float() / 127.5 - 1.0).permute(0, 3, 1, 2)
-        logits, types = self._network(images)
-        maps = torch.sigmoid(logits.float())
-        if types is None:
-            return maps
-        return torch.cat([maps, torch.softmax(types.float(), dim=1)], dim=1)
+
+def _normalised(tiles: Tensor) -> Tensor:
+    """Tiles (n, h, w, 3) uint8 as (n, 3, h, w) floats, in the memory order convolutions want."""
+    return (tiles.float() / 127.5 - 1.0).permute(0, 3, 1, 2)
+
+
+# In NumPy, because PyTorch's exponential rounds differently where the shares of two threads
+# meet; everything else in the network gives the same bits for any number of threads.
+
+
+def _sigmoid(logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    np.clip(logits, -80.0, 80.0, out=out)
+    np.negative(out, out=out)
+    np.exp(out, out=out)
+    out += 1.0
+    np.reciprocal(out, out=out)
+
+
+def _softmax(logits: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+    np.subtract(logits, logits.max(axis=0), out=out)
+    np.exp(out, out=out)
+    out /= out.sum(axis=0)

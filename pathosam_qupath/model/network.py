@@ -141,10 +141,10 @@ class ClassHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(n, widths[1], side / 4, side / 4) to (n, classes, side, side)."""
         logits = self.out(functional.relu(self.conv(features), inplace=True))
-        logits = logits[:, : self.classes]
-        return functional.interpolate(
+        enlarged = functional.interpolate(
             logits.float(), scale_factor=4.0, mode="bilinear", align_corners=False
         )
+        return enlarged[:, : self.classes]
 
 
 class CompactNetwork(nn.Module):
@@ -188,8 +188,9 @@ def fused(network: CompactNetwork) -> CompactNetwork:
 def _padded(conv: nn.Conv2d, multiple: int = 16) -> nn.Conv2d:
     """The same 1 x 1 convolution with zero channels appended to its output.
 
-    oneDNN sums a 1 x 1 convolution with few outputs in an order that depends on the number
-    of threads; with full vectors of outputs it does not (seen with torch 2.14, AVX-512).
+    With few channels, oneDNN's 1 x 1 convolution and PyTorch's interpolation round
+    differently at the borders of the threads' shares; with full vectors of channels they
+    do not (seen with torch 2.14 and AVX-512).
     """
     outputs = -(-conv.out_channels // multiple) * multiple
     padded = nn.Conv2d(conv.in_channels, outputs, 1)
