@@ -52,7 +52,7 @@ def die_at(folder, deadly):
 
 deaths, deadly, status = [], 0, None
 while status != 0 and deadly < 3000:
-    deadly += 5
+    deadly += 7
     folder = target / str(deadly)
     shutil.copytree(template, folder)
     child = os.fork()
@@ -82,11 +82,11 @@ def test_a_killed_write_leaves_the_old_or_the_new_project(
     )
     *deaths, last = json.loads(done.stdout)
     assert last == 0
-    assert len(deaths) > 30
+    assert len(deaths) > 20
     assert set(deaths) == {-signal.SIGKILL}
 
     old_data = (template / "data" / "1" / "data.qpdata").read_bytes()
-    finished = target / str(5 * (len(deaths) + 1))
+    finished = target / str(7 * (len(deaths) + 1))
     new_data = (finished / "data" / "1" / "data.qpdata").read_bytes()
     old_classes = {"Tumor", "Nucleus: Tumor", "Größe/µ"}
     states = set()
@@ -100,7 +100,7 @@ def test_a_killed_write_leaves_the_old_or_the_new_project(
     assert states == {(False, False), (False, True), (True, True)}
 
     judged = judged_project("0.6.0/rois")["entries"][0]["objects"]
-    for folder in (target / "5", target / str(5 * len(deaths)), finished):
+    for folder in (target / "7", target / str(7 * len(deaths)), finished):
         with open_project(folder, "embedded") as project:
             entry = project.entries[0]
             old = [o for o in entry.objects() if o.run is None]
