@@ -21,9 +21,11 @@ from pathosam_qupath.qupath.java_serialization import StreamReader, StreamWriter
 from pathosam_qupath.qupath.java_shapes import Layout, OneObjectReader, Shape, learn_shape
 
 CHUNK = 1 << 16
-"""Objects handled at a time, which bounds the memory above the bytes themselves."""
+"""Objects of one layout handled at a time, and"""
+WRITE_BYTES = 1 << 27
+"""bytes written at a time, which bound the memory above the bytes themselves."""
 MAX_SHAPES = 64
-MAX_LAYOUTS = 4096
+MAX_LAYOUTS = 1 << 16
 MAX_FAILURES = 2000
 
 Bytes = NDArray[np.uint8]
@@ -94,13 +96,14 @@ class ObjectRun(Run):
 
     def tables(self) -> Iterator[tuple[Layout, Indices, Bytes]]:
         """Layout, indices, and the bytes (objects, size), of objects of one layout each."""
-        for first in range(0, len(self), CHUNK):
-            kinds = self.kinds[first : first + CHUNK]
-            order = np.argsort(kinds, kind="stable")
-            cuts = np.flatnonzero(np.diff(kinds[order])) + 1
-            for which in np.split(order, cuts):
-                layout = self.layouts[kinds[which[0]]]
-                indices = which + first
+        if len(self) == 0:
+            return
+        order = np.argsort(self.kinds, kind="stable")
+        cuts = np.flatnonzero(np.diff(self.kinds[order])) + 1
+        for group in np.split(order, cuts):
+            layout = self.layouts[self.kinds[group[0]]]
+            for first in range(0, len(group), CHUNK):
+                indices = group[first : first + CHUNK]
                 yield layout, indices, self._rows(layout, indices)
 
     def _rows(self, layout: Layout, indices: Indices) -> Bytes:
@@ -115,9 +118,10 @@ class ObjectRun(Run):
             for _, handle in layout.shape.class_references:
                 found[handle] = min(found.get(handle, len(self)), int(indices[0]))
             for place in layout.shape.references:
-                numbers, first = np.unique(
-                    column(rows, layout.offset_of(place), ">u4"), return_index=True
-                )
+                values = column(rows, layout.offset_of(place), ">u4")
+                if (values == values[0]).all():
+                    values = values[:1]
+                numbers, first = np.unique(values, return_index=True)
                 for number, index in zip(numbers.tolist(), indices[first].tolist(), strict=True):
                     found[number] = min(found.get(number, len(self)), index)
         numbers = np.fromiter(found, np.int64, len(found))
@@ -158,9 +162,10 @@ class ObjectRun(Run):
             return
         keys = np.array(sorted(changed), np.int64)
         values = np.array([changed[k] for k in keys.tolist()], np.int64)
-        for first in range(0, len(part), CHUNK):
-            chunk = part.take(slice(first, first + CHUNK))
-            sized = sizes[first : first + CHUNK]
+        step = max(1, WRITE_BYTES // int(sizes.mean()))
+        for first in range(0, len(part), step):
+            chunk = part.take(slice(first, first + step))
+            sized = sizes[first : first + step]
             ends = np.cumsum(sized)
             out = np.empty(int(ends[-1]), np.uint8)
             for layout, indices, rows in chunk.tables():
@@ -322,7 +327,9 @@ class RunFinder:
             for place in layout.shape.references:
                 found = column(rows, layout.offset_of(place), ">u4").astype(np.int64)
                 inward.update(indices[found >= first[indices]].tolist())
-                numbers.update(np.unique(found).tolist())
+                numbers.update(
+                    np.unique(found[:1] if (found == found[0]).all() else found).tolist()
+                )
         reader = self._reader
         begin = int(first[0])
         for number in sorted(n for n in numbers if n not in reader.nodes):

@@ -89,7 +89,7 @@ class QpData:
         cls,
         server: Mapping[str, Any],
         *,
-        identifier: str,
+        identifier: str | None = None,
         image_type: str = "UNSET",
         properties: Mapping[str, str] | None = None,
     ) -> QpData:
@@ -98,7 +98,8 @@ class QpData:
         Parameters
         ----------
         server : the entry's server builder, as the project's JSON has it.
-        identifier : where the file will be; QuPath notes it and does not look there.
+        identifier : what QuPath notes as the image's id, often the file's path; it does
+            not look there.
         image_type : QuPath's constant: "BRIGHTFIELD_H_E", "BRIGHTFIELD_H_DAB",
             "FLUORESCENCE", "OTHER", "UNSET" …
         properties : for instance ``{"PROJECT_ENTRY_ID": "<project file>::<entry id>"}``.

@@ -7,7 +7,7 @@ its methods is a column. What is not of a form that is known here is read one by
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -309,6 +309,8 @@ class RegularBatch:
         if not isinstance(part, Reference):
             return [None] * len(self)
         numbers = column(self._rows, self._layout.offset(part), ">u4")
+        if (numbers == numbers[0]).all():
+            return [read(self._nodes[int(numbers[0])])] * len(self)
         unique, inverse = np.unique(numbers, return_inverse=True)
         values = [read(self._nodes[n]) for n in unique.tolist()]
         return [values[i] for i in inverse.tolist()]
@@ -345,17 +347,15 @@ def read_batches(
             numbers = np.stack(
                 [column(rows, layout.offset(part), ">u4") for part in structure], axis=1
             )
-            unique, inverse = np.unique(numbers, axis=0, return_inverse=True)
-            left = []
-            for i in range(len(unique)):
-                which = np.flatnonzero(inverse.reshape(-1) == i)
-                part = rows if len(unique) == 1 else rows[which]
+            left = [indices[:0]]
+            for which in _alike(numbers):
+                part = rows[which]
                 batch = RegularBatch(indices[which], layout, form, part, run.nodes, subject)
                 if _has_ids(batch, form, layout, part):
                     yield batch
                 else:
                     left.append(indices[which])
-            single = np.concatenate(left) if left else indices[:0]
+            single = np.concatenate(left)
         for index in single.tolist():
             node = run.node(index)
             parts = read_parts(node, subject)
@@ -363,6 +363,25 @@ def read_batches(
             value = read_object(node, parts, given, parent, subject)
             if value is not None:
                 yield SingleBatch(index, value)
+
+
+def _alike(numbers: NDArray[Any]) -> Iterator[slice | Indices]:
+    """Which rows are the same, group by group."""
+    if (numbers == numbers[0]).all():
+        yield slice(None)
+        return
+    inverse = np.unique(numbers, axis=0, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(inverse, kind="stable")
+    yield from np.split(order, np.flatnonzero(np.diff(inverse[order])) + 1)
+
+
+def has_uuids(letters: NDArray[np.uint8]) -> bool:
+    """Whether every row (objects, 36) of letters is a UUID as Java and Python write it."""
+    dash = letters == ord("-")
+    digit = ((letters >= 48) & (letters <= 57)) | ((letters >= 97) & (letters <= 102))
+    wanted = np.zeros(UUID_LENGTH, bool)
+    wanted[[8, 13, 18, 23]] = True
+    return bool((np.where(wanted, dash, digit)).all())
 
 
 def _has_ids(batch: RegularBatch, form: Form, layout: Layout, rows: Bytes) -> bool:
@@ -373,21 +392,24 @@ def _has_ids(batch: RegularBatch, form: Form, layout: Layout, rows: Bytes) -> bo
     if not isinstance(part, JavaString) or layout.length(part) != UUID_LENGTH:
         return False
     offset = layout.offset(part)
-    letters = rows[:, offset : offset + UUID_LENGTH]
-    dash = letters == ord("-")
-    digit = ((letters >= 48) & (letters <= 57)) | ((letters >= 97) & (letters <= 102))
-    wanted = np.zeros(UUID_LENGTH, bool)
-    wanted[[8, 13, 18, 23]] = True
-    return bool((np.where(wanted, dash, digit)).all())
+    return has_uuids(rows[:, offset : offset + UUID_LENGTH])
 
 
-def without_ids(run: ObjectRun, ids: frozenset[UUID], subject: object) -> ObjectRun:
-    """The run without some of its objects; the same run where it has none of them."""
-    keep = np.ones(len(run), bool)
+def indices_of(run: ObjectRun, ids: Collection[UUID], subject: object) -> list[int]:
+    """Where in a run the objects of these ids are."""
     wanted = {str(i) for i in ids}
+    found: list[int] = []
     for batch in read_batches(run, None, subject):
         if isinstance(batch, RegularBatch):
-            keep[batch.indices] = [i not in wanted for i in batch.ids()]
-        else:
-            keep[batch.indices] = batch.value.id not in ids
+            pairs = zip(batch.indices.tolist(), batch.ids(), strict=True)
+            found.extend(index for index, text_ in pairs if text_ in wanted)
+        elif batch.value.id in ids:
+            found.append(int(batch.indices[0]))
+    return found
+
+
+def without_ids(run: ObjectRun, ids: Collection[UUID], subject: object) -> ObjectRun:
+    """The run without some of its objects; the same run where it has none of them."""
+    keep = np.ones(len(run), bool)
+    keep[indices_of(run, ids, subject)] = False
     return run if keep.all() else run.take(keep)

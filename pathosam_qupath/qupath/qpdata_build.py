@@ -170,7 +170,7 @@ class Nodes:
         A derived class ("Tumor: Positive") is made on its parent. A colour that is not
         given is grey.
         """
-        name = ": ".join(part.strip() for part in name.split(":"))
+        name = ": ".join(part.strip() for part in name.split(":") if part.strip())
         found = self.path_classes.get(name)
         if found is None:
             parent_name, _, own_name = name.rpartition(": ")
@@ -238,7 +238,7 @@ def packed_color(color: Color) -> int:
 def new_stream(
     server: Mapping[str, Any],
     image_type: str,
-    identifier: str,
+    identifier: str | None,
     root_id: UUID,
     properties: Mapping[str, str],
 ) -> list[Node]:
@@ -248,13 +248,15 @@ def new_stream(
     ----------
     server : the project entry's server builder (JSON).
     image_type : QuPath's constant, for instance "BRIGHTFIELD_H_E", or "UNSET".
-    identifier : what QuPath notes as the file's own path.
+    identifier : what QuPath notes as the image's id, if anything.
     root_id : the id of the hierarchy's root.
     properties : of the image data.
     """
     nodes = Nodes()
     header = {"dataVersion": 3, "qupathVersion": QUPATH_VERSION, "server": server}
-    text = json.dumps({**header, "id": identifier}, ensure_ascii=False, separators=(",", ":"))
+    if identifier is not None:
+        header["id"] = identifier
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
     version = encode_utf("Data file version 3")
     empty = JavaString(b"")
     locale = dict.fromkeys(("country", "extensions", "script", "variant"), empty)

@@ -23,6 +23,7 @@ from pathosam_qupath.qupath.java_runs import CHUNK, Indices, ObjectRun, put_rows
 from pathosam_qupath.qupath.java_serialization import StreamWriter
 from pathosam_qupath.qupath.java_shapes import Layout, Shape, learn_shape
 from pathosam_qupath.qupath.objects import FRAME_COLUMNS, RUN_KEY
+from pathosam_qupath.qupath.qpdata_batches import UUID_LENGTH, has_uuids
 from pathosam_qupath.qupath.qpdata_build import Color, Nodes
 from pathosam_qupath.qupath.qpdata_objects import DETECTION, ID_KEY, map_items, read_parts, text
 
@@ -107,8 +108,20 @@ def read_columns(frame: gpd.GeoDataFrame) -> Columns:
     geometry = np.asarray(frame.geometry.values, object)
     if count and bool((shapely.is_missing(geometry) | shapely.is_empty(geometry)).any()):
         raise UsageError("detections to write", "one has no geometry", "Leave it out.")
-    if not np.isfinite(shapely.total_bounds(geometry)).all() and count:
-        raise UsageError("detections to write", "a vertex is not finite", "Leave it out.")
+    kinds = {g.geom_type for g in geometry[shapely.get_dimensions(geometry) != 2]}
+    if kinds:
+        raise UsageError(
+            "detections to write",
+            f"they are to be polygons, found {sorted(kinds)}",
+            "Leave out what is no area.",
+        )
+    for first in range(0, count, CHUNK):
+        if not np.isfinite(shapely.get_coordinates(geometry[first : first + CHUNK])).all():
+            raise UsageError("detections to write", "a vertex is not finite", "Leave it out.")
+    classes = _objects(frame, "classification")
+    for row, name in enumerate(classes.tolist()):
+        if name is not None and not str(name).strip(" :"):
+            classes[row] = None
     ids = _objects(frame, "id")
     for row in np.flatnonzero(ids == None).tolist():  # noqa: E711
         ids[row] = str(uuid4())
@@ -118,12 +131,12 @@ def read_columns(frame: gpd.GeoDataFrame) -> Columns:
     locked = np.array([bool(v) for v in _objects(frame, "locked").tolist()], bool)
     return Columns(
         ids=_uuid_texts(ids),
-        classes=_objects(frame, "classification"),
+        classes=classes,
         probability=probability,
         names=_objects(frame, "name"),
-        colors=_objects(frame, "color"),
+        colors=_colors(_objects(frame, "color")),
         locked=locked,
-        parents=_objects(frame, "parent"),
+        parents=_parents(_objects(frame, "parent")),
         runs=_objects(frame, "run"),
         geometry=geometry,
         measured=measured,
@@ -141,14 +154,48 @@ def _objects(frame: gpd.GeoDataFrame, name: str) -> NDArray[Any]:
     return values
 
 
+def _colors(colors: NDArray[Any]) -> NDArray[Any]:
+    for row, color in enumerate(colors.tolist()):
+        if color is None:
+            continue
+        try:
+            red, green, blue = (int(part) for part in color)
+            if not all(0 <= part < 256 for part in (red, green, blue)):
+                raise ValueError
+        except (TypeError, ValueError):
+            raise UsageError(
+                f"colour {color!r}", "it is not three numbers in 0…255", "Give red, green, blue."
+            ) from None
+        colors[row] = (red, green, blue)
+    return colors
+
+
+def _parents(parents: NDArray[Any]) -> NDArray[Any]:
+    known: dict[Any, str | None] = {None: None}
+    for row, value in enumerate(parents.tolist()):
+        if value not in known:
+            known[value] = str(_uuid(value, "parent"))
+        parents[row] = known[value]
+    return parents
+
+
+def _uuid(value: object, what: str) -> UUID:
+    try:
+        return UUID(str(value))
+    except ValueError:
+        raise UsageError(f"{what} {value!r}", "it is no UUID", "Give ids as UUIDs.") from None
+
+
 def _uuid_texts(ids: NDArray[Any]) -> NDArray[Any]:
     """Ids as QuPath writes them; each is checked."""
+    values = ids.tolist()
+    if all(isinstance(v, str) and len(v) == UUID_LENGTH and v.isascii() for v in values):
+        texts = np.array(values, "S36")
+        if has_uuids(texts.view(np.uint8).reshape(len(texts), UUID_LENGTH)):
+            return texts
     texts = np.empty(len(ids), "S36")
-    for row, value in enumerate(ids.tolist()):
-        try:
-            texts[row] = str(UUID(str(value))).encode()
-        except ValueError:
-            raise UsageError(f"id {value!r}", "it is no UUID", "Give ids as UUIDs.") from None
+    for row, value in enumerate(values):
+        texts[row] = str(_uuid(value, "id")).encode()
     return texts
 
 
@@ -207,7 +254,7 @@ class _Builder:
             probability=float(c.probability[row]),
             locked=bool(c.locked[row]),
             name=None if c.names[row] is None else str(c.names[row]),
-            color=None if c.colors[row] is None else tuple(c.colors[row]),
+            color=c.colors[row],
         )
 
     def _run(self, rows: Indices) -> ObjectRun:
@@ -275,19 +322,13 @@ class _Builder:
     def _shared(self, example: JavaObject) -> Iterator[Node]:
         """What an example shares with others: classes, lists, strings, its PathClass."""
         parts = read_parts(example, "an example")
-        own: list[JavaObject | JavaArray] = [example]
-        for part in (parts.metadata, parts.measurements, parts.roi, parts.color):
-            if isinstance(part, JavaObject):
-                own.append(part)
-        arrays = [
-            node
-            for part in own
-            if isinstance(part, JavaObject)
-            for node in (*part.contents, *(v for d in part.data for v in d.values))
-            if isinstance(node, JavaArray)
-        ]
-        own.extend(arrays)
-        yield from (part.of for part in own)
+        below = (parts.metadata, parts.measurements, parts.roi, parts.color)
+        own = [example, *(part for part in below if isinstance(part, JavaObject))]
+        for part in own:
+            yield part.of
+            for node in (*part.contents, *(v for d in part.data for v in d.values)):
+                if isinstance(node, JavaArray):
+                    yield node.of
         for key, value in map_items(parts.metadata):
             yield key
             if text(key) != ID_KEY:

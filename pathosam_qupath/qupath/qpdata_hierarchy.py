@@ -14,7 +14,7 @@ from uuid import UUID, uuid5
 from pathosam_qupath.errors import ProjectError
 from pathosam_qupath.qupath.java_objects import BlockData, JavaObject, Node
 from pathosam_qupath.qupath.java_runs import ObjectRun
-from pathosam_qupath.qupath.qpdata_batches import without_ids
+from pathosam_qupath.qupath.qpdata_batches import indices_of, without_ids
 from pathosam_qupath.qupath.qpdata_objects import (
     NO_ID,
     ObjectParts,
@@ -177,12 +177,10 @@ class Hierarchy:
         ------
         ProjectError : a parent is not in the hierarchy; nothing is changed then.
         """
-        parents: dict[UUID | None, Place] = {}
-        for place in self.walk(runs=False):
-            if place.node is self.root:
-                parents[None] = place
-            elif place.id in added:
-                parents[place.id] = place
+        parents = self._places(added)
+        if any(parent not in parents for parent in added):
+            self._expand({p for p in added if p is not None and p not in parents})
+            parents = self._places(added)
         missing = [p for p in added if p not in parents]
         if missing:
             raise ProjectError(
@@ -195,6 +193,35 @@ class Hierarchy:
             if isinstance(place.node, JavaObject) and place.parts is not None:
                 before = list(children_of(place.node, place.parts))
                 self._set_children(place.node, place.parts, [*before, *nodes])
+
+    def _places(self, ids: Collection[UUID | None]) -> dict[UUID | None, Place]:
+        """Where objects of these ids are (None: the root), those in runs excepted."""
+        places: dict[UUID | None, Place] = {}
+        for place in self.walk(runs=False):
+            if place.node is self.root:
+                places[None] = place
+            elif place.id in ids:
+                places[place.id] = place
+        return places
+
+    def _expand(self, ids: Collection[UUID]) -> None:
+        """Make nodes of the objects in runs that have these ids."""
+        for place in list(self.walk(runs=False)):
+            if not isinstance(place.node, JavaObject) or place.parts is None:
+                continue
+            children: list[Node] = []
+            before = list(children_of(place.node, place.parts))
+            for child in before:
+                if isinstance(child, ObjectRun):
+                    which = indices_of(child, ids, self._subject)
+                    child.expanded.update({i: child.node(i) for i in which})
+                    children.extend(child.pieces())
+                else:
+                    children.append(child)
+            if len(children) != len(before) or any(
+                a is not b for a, b in zip(children, before, strict=True)
+            ):
+                self._set_children(place.node, place.parts, children)
 
     def _set_children(self, node: JavaObject, parts: ObjectParts, children: list[Node]) -> None:
         contents = node.contents
