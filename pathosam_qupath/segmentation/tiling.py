@@ -188,8 +188,8 @@ def wanted_tiles(
     scaled = shapely.transform(region, lambda xy: xy / np.array(scale))
     shapely.prepare(scaled)
     x0, y0, x1, y1 = scaled.bounds
-    around = Box(math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)).grown(context)
-    tiles = np.array(list(grid.tiles_of(around)), np.int64).reshape(-1, 2)
+    around = Box(math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1))
+    tiles = np.array(list(grid.tiles_of(around.grown(context + 1))), np.int64).reshape(-1, 2)
     if len(tiles) == 0:
         return wanted
     low = tiles * grid.step
@@ -237,14 +237,18 @@ def _borders(length: int, step: int, tiles_per_side: int) -> list[int]:
 
 
 def read_tile(pixels: ScaledPixels, grid: TileGrid, index: TileIndex) -> NDArray[np.uint8]:
-    """What the network sees of a tile: (tile, tile, 3), reflected beyond the slide."""
-    x, y = index[0] * grid.step - grid.halo, index[1] * grid.step - grid.halo
-    seen = Box(x, y, x + grid.tile, y + grid.tile)
-    on_slide = seen.clipped(grid.box)
-    rgb = pixels.read(on_slide.x0, on_slide.y0, on_slide.width, on_slide.height)
-    beyond = (
-        (on_slide.y0 - seen.y0, seen.y1 - on_slide.y1),
-        (on_slide.x0 - seen.x0, seen.x1 - on_slide.x1),
-        (0, 0),
-    )
-    return np.pad(rgb, beyond, mode="reflect") if np.any(beyond) else rgb
+    """What the network sees of a tile: (tile, tile, 3), the slide mirrored beyond its border."""
+    columns = _mirrored(index[0] * grid.step - grid.halo, grid.tile, grid.width)
+    rows = _mirrored(index[1] * grid.step - grid.halo, grid.tile, grid.height)
+    x, y = int(columns.min()), int(rows.min())
+    rgb = pixels.read(x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y)
+    if rgb.shape[:2] == (grid.tile, grid.tile):
+        return rgb
+    return rgb[(rows - y)[:, None], columns - x]
+
+
+def _mirrored(start: int, count: int, length: int) -> NDArray[np.int64]:
+    """Positions start, start + 1, … in 0…length - 1, mirrored at the first and the last."""
+    period = max(1, 2 * (length - 1))
+    positions = np.arange(start, start + count) % period
+    return np.minimum(positions, period - positions) if length > 1 else 0 * positions

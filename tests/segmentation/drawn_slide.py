@@ -129,6 +129,6 @@ class DrawnSlide:
 
     def read(self, x, y, width, height):
         self.reads.append((x, y, width, height))
-        inside = 0 <= x and 0 <= y
+        inside = x >= 0 and y >= 0
         assert inside and x + width <= self.rgb.shape[1] and y + height <= self.rgb.shape[0]
         return self.rgb[y : y + height, x : x + width]
