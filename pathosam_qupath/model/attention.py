@@ -1,0 +1,224 @@
+"""SAM's image encoder without its large attention matrices; the same numbers.
+
+``segment_anything`` writes out every attention matrix of a 1024-pixel input: twelve of
+4096 x 4096, several times, which takes more time than the multiplications. Here a few
+megabytes of scores at a time are made, shifted by the decomposed relative positions,
+normalised in place and multiplied with the values; every row's arithmetic is that of the
+reference. On a GPU the relative positions are appended to queries and keys instead, so
+that PyTorch's fused attention applies.
+
+The residual stream stays float32. In a lower precision only matrix products run, with
+weights that were converted once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+if TYPE_CHECKING:
+    from torch import nn
+
+SCORES_BYTES = 4 << 20
+"""Size of the attention scores in work at a time on a CPU: what its caches hold."""
+
+
+def encode(encoder: nn.Module, pixels: Tensor) -> Tensor:
+    """Embedding of one prepared tile.
+
+    Parameters
+    ----------
+    encoder : a ``segment_anything`` image encoder whose linear layers and convolutions
+        are float32 or of one lower precision (see :func:`lower_precision`).
+    pixels : (1, 3, side, side) float32, normalised.
+
+    Returns
+    -------
+    (1, channels, side / 16, side / 16) float32.
+    """
+    vit: Any = encoder
+    dtype = vit.patch_embed.proj.weight.dtype
+    x = vit.patch_embed(pixels.to(dtype)).float()
+    if vit.pos_embed is not None:
+        x = x + vit.pos_embed
+    for block in vit.blocks:
+        x = _block(block, x, dtype)
+    x = vit.neck[0](x.permute(0, 3, 1, 2).to(dtype))
+    x = vit.neck[1](x.float())
+    x = vit.neck[2](x.to(dtype))
+    embedding: Tensor = vit.neck[3](x.float())
+    return embedding
+
+
+def lower_precision(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Convert the weights of matrix products and convolutions, in place.
+
+    Normalisation and position tables stay float32, so sums over many layers do.
+    """
+    for module in encoder.modules():
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d)):
+            module.to(dtype)
+
+
+def _block(block: Any, x: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
+    """One transformer block, (1, height, width, channels) float32 to the same."""
+    inner = block.norm1(x).to(dtype)
+    window = block.window_size
+    if window > 0:
+        inner, padded = _windows(inner, window)
+        inner = _attention(block.attn, inner)
+        inner = _without_windows(inner, window, padded, (x.shape[1], x.shape[2]))
+    else:
+        inner = _attention(block.attn, inner)
+    x = x + inner
+    hidden = functional.gelu(block.mlp.lin1(block.norm2(x).to(dtype)))
+    return x.add_(block.mlp.lin2(hidden))
+
+
+def _windows(x: Tensor, window: int) -> tuple[Tensor, tuple[int, int]]:
+    """(1, h, w, c) to (windows, window, window, c); the padding takes part as keys."""
+    _, height, width, channels = x.shape
+    pad_h, pad_w = -height % window, -width % window
+    x = functional.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+    rows, columns = (height + pad_h) // window, (width + pad_w) // window
+    x = x.view(rows, window, columns, window, channels).transpose(1, 2)
+    return x.reshape(-1, window, window, channels), (rows, columns)
+
+
+def _without_windows(
+    x: Tensor, window: int, grid: tuple[int, int], size: tuple[int, int]
+) -> Tensor:
+    """The inverse of :func:`_windows`."""
+    rows, columns = grid
+    x = x.view(rows, columns, window, window, -1).transpose(1, 2)
+    x = x.reshape(1, rows * window, columns * window, -1)
+    return x[:, : size[0], : size[1]]
+
+
+def _attention(attn: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    """(n, height, width, channels) to the same; every n and every head by itself."""
+    n, height, width, _ = x.shape
+    heads = attn.num_heads
+    qkv = attn.qkv(x).reshape(n, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.reshape(3, n * heads, height * width, -1).unbind(0)
+    positions_h = positions_w = None
+    if attn.use_rel_pos:
+        positions_h = relative_positions(attn.rel_pos_h, height).to(q.dtype)
+        positions_w = relative_positions(attn.rel_pos_w, width).to(q.dtype)
+    attend = attend_fused if x.is_cuda else attend_in_chunks
+    values = attend(q, k, v, attn.scale, (height, width), positions_h, positions_w)
+    values = values.view(n, heads, height, width, -1).permute(0, 2, 3, 1, 4)
+    result: Tensor = attn.proj(values.reshape(n, height, width, -1))
+    return result
+
+
+def relative_positions(table: Tensor, size: int) -> Tensor:
+    """Position vectors by query and key along one axis.
+
+    Parameters
+    ----------
+    table : (2 * size - 1, channels); other lengths are interpolated, as SAM does.
+    size : positions along the axis.
+
+    Returns
+    -------
+    (size, size, channels)
+    """
+    length = 2 * size - 1
+    if table.shape[0] != length:
+        resized = functional.interpolate(table.t()[None], size=length, mode="linear")
+        table = resized[0].t()
+    at = torch.arange(size, device=table.device)
+    return table[at[:, None] - at[None, :] + size - 1]
+
+
+def attend_in_chunks(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    size: tuple[int, int],
+    positions_h: Tensor | None,
+    positions_w: Tensor | None,
+    scores_bytes: int = SCORES_BYTES,
+) -> Tensor:
+    """Attention with few scores in memory at a time.
+
+    Parameters
+    ----------
+    q, k, v : (n, height * width, channels).
+    scale : of the products; the position terms use the queries as they are.
+    size : height and width of the token grid.
+    positions_h, positions_w : as :func:`relative_positions` gives them, or both None.
+    scores_bytes : memory for scores.
+
+    Returns
+    -------
+    (n, height * width, channels)
+    """
+    n, tokens, channels = q.shape
+    height, width = size
+    row_bytes = tokens * q.element_size()
+    together = max(1, min(n, scores_bytes // (row_bytes * tokens)))
+    rows = max(1, min(height, scores_bytes // (row_bytes * width)))
+    scaled = q * scale
+    keys = k.transpose(1, 2)
+    out = torch.empty_like(scaled)
+    for start in range(0, n, together):
+        part = slice(start, start + together)
+        for first in range(0, height, rows):
+            count = min(rows, height - first)
+            tokens_here = slice(first * width, (first + count) * width)
+            scores = torch.bmm(scaled[part, tokens_here], keys[part])
+            if positions_h is not None and positions_w is not None:
+                by_row = q[part, tokens_here].reshape(-1, count, width, channels)
+                by_h = _position_terms_h(by_row, positions_h[first : first + count])
+                by_w = _position_terms_w(by_row, positions_w)
+                grid = scores.view(-1, count, width, height, width)
+                grid += by_h[..., :, None]
+                grid += by_w[..., None, :]
+            out[part, tokens_here] = torch.bmm(scores.softmax(dim=-1), v[part])
+    return out
+
+
+def attend_fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    size: tuple[int, int],
+    positions_h: Tensor | None,
+    positions_w: Tensor | None,
+) -> Tensor:
+    """The same by PyTorch's fused attention; parameters as :func:`attend_in_chunks`.
+
+    The score of query and key gets one term by the key's row and one by its column. With
+    these terms appended to the query, and the key's row and column one-hot to the key,
+    one product gives the whole score.
+    """
+    n, tokens, channels = q.shape
+    height, width = size
+    scaled = q * scale
+    if positions_h is not None and positions_w is not None:
+        grid = q.view(n, height, width, channels)
+        by_h = _position_terms_h(grid, positions_h).reshape(n, tokens, height)
+        by_w = _position_terms_w(grid, positions_w).reshape(n, tokens, width)
+        scaled = torch.cat([scaled, by_h, by_w], dim=-1)
+        at = torch.arange(tokens, device=q.device)
+        row = functional.one_hot(at // width, height).to(k.dtype)
+        column = functional.one_hot(at % width, width).to(k.dtype)
+        k = torch.cat([k, torch.cat([row, column], dim=1).expand(n, -1, -1)], dim=-1)
+    return functional.scaled_dot_product_attention(scaled, k, v, scale=1.0)
+
+
+def _position_terms_h(q: Tensor, positions: Tensor) -> Tensor:
+    """(n, h, w, c) queries, (h, keys, c) positions: (n, h, w, keys)."""
+    return torch.einsum("nhwc,hkc->nhwk", q, positions)
+
+
+def _position_terms_w(q: Tensor, positions: Tensor) -> Tensor:
+    """(n, h, w, c) queries, (w, keys, c) positions: (n, h, w, keys)."""
+    return torch.einsum("nhwc,wkc->nhwk", q, positions)

@@ -1,0 +1,429 @@
+"""PathoSAM behind the interface that the segmentation asks for.
+
+One encoder pass per tile feeds the instance decoder and, where there is one, the semantic
+decoder. The arithmetic of ``exact=True`` is the reference's but for float32 rounding; by
+default matrix products and convolutions run in bfloat16 where the processor has it, which
+leaves nearly every nucleus where it is.
+
+Classes: the reference's semantic map is, at each pixel, the largest of six sigmoid maps,
+background among them, and it is not joined with the nuclei. Here the pixels of a nucleus
+vote: a pixel's vote is its largest map *among the five nucleus classes* — the reference's
+label wherever that is not background — and a class's share of the votes is its
+probability. Where a tile shows no foreground the semantic decoder is not run; the votes
+are then split evenly, and no nucleus is there to count them.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pathosam_qupath.errors import ModelError, UsageError
+from pathosam_qupath.model.checkpoints import Checkpoint, read_checkpoint
+from pathosam_qupath.model.interface import ModelInfo
+from pathosam_qupath.model.preprocessing import PreparedTile, prepare
+from pathosam_qupath.model.registry import (
+    MODELS,
+    ModelFiles,
+    Progress,
+    fetch_model,
+    file_hash,
+)
+from pathosam_qupath.model.sam import Embedding, SamConfig, SamModel, build_sam
+from pathosam_qupath.model.unetr import Normalization, UnetrDecoder, Window, build_unetr
+
+MPP = 0.25
+"""Micrometres per pixel of the training images (40x)."""
+
+TILE = 512
+HALO = 64
+"""patho_sam's tiling: 384 pixels and 64 around them; 512 become SAM's 1024 exactly."""
+
+CLASSES = ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
+"""PanNuke's classes; ids 1…5 of the reference's semantic labels."""
+
+COLORS = ((220, 30, 40), (50, 170, 60), (40, 110, 220), (120, 120, 120), (250, 160, 40))
+
+NO_FOREGROUND = 0.05
+"""A tile whose foreground nowhere exceeds this holds no nucleus at any useful threshold."""
+
+WORKING_BYTES = 2_500_000_000
+"""Memory that one tile takes on its way through the networks in float32 (measured)."""
+
+
+def load_pathosam(
+    name: str = "vit_b_histopathology",
+    checkpoint: str | Path | None = None,
+    device: str = "auto",
+    exact: bool = False,
+    *,
+    decoder: str | Path | None = None,
+    semantic: bool | str | Path = True,
+    bn: Normalization = "tile",
+    offline: bool | None = None,
+    progress: Progress | None = None,
+    config: SamConfig | None = None,
+) -> PathosamModel:
+    """Load PathoSAM, downloading what is missing, or any SAM with a UNETR decoder.
+
+    Parameters
+    ----------
+    name : a published model (see ``registry.MODELS``); with a checkpoint, what to call it.
+    checkpoint : a file instead of the published one, in any of the published layouts.
+    device : "auto", "cpu", "cuda", "cuda:1", "mps".
+    exact : float32 throughout; else bfloat16 where the device computes in it.
+    decoder : file of the instance decoder, where the checkpoint does not hold it.
+    semantic : whether classes are wanted where they were published; or a decoder's file.
+    bn : normalise with the tile's own statistics, as the reference does, or with the
+        checkpoint's running ones.
+    offline : True never downloads; None asks the environment.
+    progress : called while files arrive.
+    config : SAM's architecture, where weights do not tell it.
+
+    Raises
+    ------
+    ModelError
+        If files are missing, damaged, foreign, or do not go together.
+    UsageError
+        If no published model has this name.
+
+    Examples
+    --------
+    >>> model = load_pathosam("vit_b_histopathology")  # doctest: +SKIP
+    >>> model.predict(tiles).shape  # doctest: +SKIP
+    (4, 8, 512, 512)
+    """
+    from pathosam_qupath.model import choose_device
+
+    chosen = choose_device(device)
+    files, paths = _files(name, checkpoint, decoder, semantic, offline, progress)
+    sam = build_sam(_sam_state(files), config=config, subject=files.path)
+    channels = sam.config.channels
+    instances = None
+    if paths.decoder is not None:
+        instances = build_unetr(
+            _decoder_state(read_checkpoint(paths.decoder)), channels=channels, subject=paths.decoder
+        )
+    elif files.decoder is not None:
+        instances = build_unetr(files.decoder, channels=channels, subject=files.path)
+    elif name not in MODELS or MODELS[name].decoder is not None:
+        raise ModelError(
+            files.path,
+            "expected an instance decoder (decoder_state) beside SAM's weights, found none",
+            "Give the decoder's file too.",
+        )
+    classes = None
+    if paths.semantic is not None:
+        classes = _semantic_decoder(paths.semantic, sam.config)
+    used = dict.fromkeys(p for p in (paths.sam, paths.decoder, paths.semantic) if p is not None)
+    return PathosamModel(
+        sam,
+        instances,
+        classes,
+        name=name if checkpoint is None else f"{Path(checkpoint).name} ({sam.config.architecture})",
+        weights_hash="+".join(file_hash(path) for path in used),
+        device=chosen,
+        exact=exact,
+        bn=bn,
+    )
+
+
+def _files(
+    name: str,
+    checkpoint: str | Path | None,
+    decoder: str | Path | None,
+    semantic: bool | str | Path,
+    offline: bool | None,
+    progress: Progress | None,
+) -> tuple[Checkpoint, ModelFiles]:
+    """SAM's checkpoint, and the paths of all the files in use."""
+    given = None if isinstance(semantic, bool) else Path(semantic)
+    if checkpoint is None:
+        wanted = given is None and semantic is True
+        published = fetch_model(name, semantic=wanted, offline=offline, progress=progress)
+        paths = ModelFiles(
+            published.sam,
+            published.decoder if decoder is None else Path(decoder),
+            given or published.semantic,
+        )
+    else:
+        paths = ModelFiles(Path(checkpoint), None if decoder is None else Path(decoder), given)
+    return read_checkpoint(paths.sam), paths
+
+
+def _sam_state(files: Checkpoint) -> dict[str, Tensor]:
+    if files.sam is None:
+        raise ModelError(
+            files.path,
+            "expected SAM's weights, found a decoder alone",
+            "Give SAM's checkpoint, and this file as its decoder.",
+        )
+    return files.sam
+
+
+def _decoder_state(files: Checkpoint) -> dict[str, Tensor]:
+    if files.decoder is None:
+        raise ModelError(
+            files.path,
+            "expected a decoder, found SAM's weights alone",
+            "Give the decoder's file, or a checkpoint with a decoder_state.",
+        )
+    return files.decoder
+
+
+def _semantic_decoder(path: Path, config: SamConfig) -> UnetrDecoder:
+    """The decoder of classes; every decoder fits every encoder, but only one is right."""
+    if config.architecture in ("vit_l", "vit_h", "vit_t"):
+        raise ModelError(
+            path,
+            "the semantic decoder was trained on the embeddings of vit_b_histopathology; "
+            f"on those of a {config.architecture} its classes mean nothing",
+            "Use vit_b_histopathology, or go without classes.",
+        )
+    decoder = build_unetr(
+        _decoder_state(read_checkpoint(path)), channels=config.channels, subject=path
+    )
+    if decoder.outputs != len(CLASSES) + 1:
+        raise ModelError(
+            path,
+            f"expected a decoder of {len(CLASSES) + 1} maps (background and "
+            f"{len(CLASSES)} classes), found {decoder.outputs}",
+            "Give the semantic decoder, not the instance decoder.",
+        )
+    return decoder
+
+
+class PathosamModel:
+    """A :class:`~pathosam_qupath.model.interface.NucleusModel` made of SAM and UNETR decoders.
+
+    Every tile goes through the networks alone, so its maps never depend on a batch.
+    Thread-safe; on a CPU no more tiles are in work than the free memory has room for.
+
+    Parameters
+    ----------
+    sam, instances, classes : the networks; they become this model's own.
+    tile, halo : sides of input tiles in pixels; SAM sees them resized to its input.
+    """
+
+    def __init__(
+        self,
+        sam: SamModel,
+        instances: UnetrDecoder | None,
+        classes: UnetrDecoder | None = None,
+        *,
+        name: str,
+        weights_hash: str,
+        device: str = "cpu",
+        exact: bool = False,
+        bn: Normalization = "tile",
+        tile: int = TILE,
+        halo: int = HALO,
+    ) -> None:
+        self.device = device
+        self.exact = exact
+        self.bn: Normalization = bn
+        self.dtype = working_dtype(device, exact)
+        self.sam = sam.to(device)
+        if self.dtype != torch.float32:
+            self.sam.lower_precision(self.dtype)
+        self._instances, self._classes = instances, classes
+        for decoder in (instances, classes):
+            if decoder is not None:
+                decoder.prepare(device, self.dtype)
+        self.info = ModelInfo(
+            name=name,
+            weights_hash=weights_hash,
+            mpp=MPP,
+            tile=tile,
+            halo=halo,
+            classes=() if classes is None else CLASSES,
+            colors=() if classes is None else COLORS,
+        )
+        self._room = threading.BoundedSemaphore(_tiles_at_a_time(device, sam.config.side))
+
+    def predict(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Maps of a batch of tiles.
+
+        Parameters
+        ----------
+        tiles : (n, tile, tile, 3) uint8 RGB at 0.25 µm/px.
+
+        Returns
+        -------
+        maps : (n, 3 + classes, tile, tile) float32, see :class:`NucleusModel`. In the halo
+            they are background.
+
+        Raises
+        ------
+        UsageError
+            If the tiles have another shape.
+        """
+        side = self.info.tile
+        if tiles.ndim != 4 or tiles.shape[1:] != (side, side, 3) or tiles.dtype != np.uint8:
+            raise UsageError(
+                "tiles",
+                f"expected uint8 of shape (n, {side}, {side}, 3), found {tiles.dtype} "
+                f"of shape {tiles.shape}",
+                "Cut tiles of the size that the model's info names.",
+            )
+        maps = np.empty((len(tiles), 3 + len(self.info.classes), side, side), np.float32)
+        with ThreadPoolExecutor(1, "prepare") as ahead:
+            upcoming = None
+            for i, tile in enumerate(tiles):
+                prepared = upcoming.result() if upcoming else self._prepare(tile)
+                upcoming = ahead.submit(self._prepare, tiles[i + 1]) if i + 1 < len(tiles) else None
+                maps[i] = self._tile_maps(prepared, self.info.halo)
+        return maps
+
+    def tile_maps(self, tile: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Maps (3 + classes, height, width) of a whole tile of any size.
+
+        As in the reference a tile of another size than ``info.tile`` is seen at another
+        magnification: its longer side becomes SAM's input side.
+        """
+        return self._tile_maps(self._prepare(tile), halo=0)
+
+    def semantic_maps(self, tile: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The semantic decoder's own maps: (6, height, width), background first.
+
+        Raises
+        ------
+        ModelError
+            If the model has no semantic decoder.
+        """
+        decoder = self._required(self._classes, "semantic decoder")
+        with self._working():
+            maps = self._decode(decoder, self.sam.embed(self._prepare(tile)), 0)
+            return maps.cpu().numpy()
+
+    def embed(self, tile: NDArray[np.uint8]) -> Embedding:
+        """Embedding of a tile of any size, for prompts."""
+        prepared = self._prepare(tile)
+        with self._working():
+            return self.sam.embed(prepared)
+
+    def _prepare(self, tile: NDArray[np.uint8]) -> PreparedTile:
+        return prepare(tile, self.sam.config.side)
+
+    def _required(self, decoder: UnetrDecoder | None, what: str) -> UnetrDecoder:
+        if decoder is None:
+            raise ModelError(
+                self.info.name, f"it has no {what}", "Choose vit_b_histopathology, which has one."
+            )
+        return decoder
+
+    def _tile_maps(self, prepared: PreparedTile, halo: int) -> NDArray[np.float32]:
+        """(3 + classes, height, width); background where the halo is."""
+        instances = self._required(self._instances, "instance decoder")
+        height, width = prepared.original_size
+        maps = np.zeros((3 + len(self.info.classes), height, width), np.float32)
+        maps[1:3] = 1
+        maps[3:] = 1 / max(1, len(self.info.classes))
+        inside = (slice(halo, height - halo), slice(halo, width - halo))
+        with self._working():
+            embedding = self.sam.embed(prepared)
+            found = self._decode(instances, embedding, halo)[:3]
+            maps[:3, inside[0], inside[1]] = found.cpu().numpy()
+            if self._classes is not None and bool(found[0].max() > NO_FOREGROUND):
+                semantic = self._decode(self._classes, embedding, halo)
+                votes = class_votes(semantic)
+                maps[3:, inside[0], inside[1]] = votes.cpu().numpy()
+        return maps
+
+    def _decode(self, decoder: UnetrDecoder, embedding: Embedding, halo: int) -> Tensor:
+        """Maps of the tile without its halo: (outputs, height, width) float32."""
+        side = self.sam.config.side
+        height, width = embedding.original_size
+        scale = side // height
+        if height == width and scale * height == side and scale in (1, 2):
+            window: Window = (scale * halo, scale * halo, side - scale * halo, side - scale * halo)
+            maps = decoder(embedding.features, window, self.bn)
+            # Bilinear to the half, without antialiasing, is the mean of 2 x 2 pixels.
+            return maps[0] if scale == 1 else functional.avg_pool2d(maps, 2)[0]
+        rows, columns = embedding.input_size
+        maps = decoder(embedding.features, None, self.bn)[:, :, :rows, :columns]
+        maps = functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
+        return maps[0, :, halo : height - halo, halo : width - halo]
+
+    @contextmanager
+    def _working(self) -> Iterator[None]:
+        """While the networks run: no gradients, a place in memory, exactness if asked for."""
+        with self._room, torch.inference_mode(), _full_float32(self.exact, self.device):
+            yield
+
+
+def class_votes(semantic: Tensor) -> Tensor:
+    """(6, height, width) maps, background first, to (5, height, width) votes of 0 or 1."""
+    winner = semantic[1:].argmax(dim=0)
+    return functional.one_hot(winner, len(semantic) - 1).permute(2, 0, 1).float()
+
+
+def semantic_labels(semantic: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The reference's semantic labels: the largest of six maps, the first of equal ones.
+
+    Parameters
+    ----------
+    semantic : (6, height, width).
+
+    Returns
+    -------
+    (height, width) uint8: 0 background, 1 neoplastic, 2 inflammatory, 3 connective, 4 dead,
+    5 epithelial.
+    """
+    labels: NDArray[np.uint8] = semantic.argmax(axis=0).astype(np.uint8)
+    return labels
+
+
+def working_dtype(device: str, exact: bool) -> torch.dtype:
+    """bfloat16 where the device multiplies it fast and exactness is not asked for."""
+    kind = device.partition(":")[0]
+    if exact or kind == "mps":
+        return torch.float32
+    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bfloat16()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    """Whether the processor has AVX512-BF16 or AMX."""
+    checks: list[Any] = [
+        getattr(torch.cpu, name, None)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    ]
+    return any(check() for check in checks if check is not None)
+
+
+@contextmanager
+def _full_float32(exact: bool, device: str) -> Iterator[None]:
+    """On a GPU convolutions round to 10 bits by default; not where exactness is asked for."""
+    if exact and device.startswith("cuda"):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    else:
+        yield
+
+
+def _tiles_at_a_time(device: str, side: int) -> int:
+    """How many tiles the memory has room for; one at a time off the CPU."""
+    if device != "cpu":
+        return 1
+    needed = WORKING_BYTES * side * side // (1024 * 1024)
+    return max(1, min(os.cpu_count() or 1, _free_memory() // max(1, needed)))
+
+
+def _free_memory() -> int:
+    """Free memory in bytes, where the system tells; else enough for one tile."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return WORKING_BYTES
