@@ -133,6 +133,20 @@ def read_training_data(config: TrainingConfig, data_dirs: Iterable[Path]) -> Tra
     return TrainingData(training, validation)
 
 
+def describe(config: TrainingConfig) -> CompactDescription:
+    """What a model that this configuration gives says about itself."""
+    return CompactDescription(
+        name=config.name,
+        mpp=config.mpp,
+        tile=config.tile,
+        halo=config.halo,
+        classes=tuple(c.name for c in config.classes),
+        colors=tuple(c.color for c in config.classes),
+        network=config.network,
+        postprocessing=config.postprocessing,
+    )
+
+
 def validation_score(report: dict[str, Any]) -> float:
     """F1 at IoU 0.5 plus mSA, averaged over sources: counts and outlines both matter."""
     mean = report["mean"]
@@ -223,7 +237,9 @@ class _Run:
             group["lr"] = config.learning_rate * _rate(config, self.step)
         images, maps, types = _tensors(batch, self.device)
         self.network.train()
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=config.bfloat16):
+        kind = self.device.split(":")[0]
+        mixed = config.bfloat16 and kind != "mps"
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=mixed):
             logits, class_logits = self.network(images)
         loss = map_loss(logits.float(), maps)
         if class_logits is not None and self.class_weights is not None:
@@ -247,7 +263,7 @@ class _Run:
                 tensor.copy_(new[name])
 
     def _log(self, loss: float, validation: Sequence[Sample]) -> TrainingProgress:
-        description = self._description()
+        description = describe(self.config)
         report, score = None, None
         if validation:
             model = CompactModel(self.average, description, weights_hash="", device=self.device)
@@ -284,19 +300,6 @@ class _Run:
 
     def _identity(self) -> str:
         return json.dumps({"seed": self.config.seed, "network": asdict(self.config.network)})
-
-    def _description(self) -> CompactDescription:
-        config = self.config
-        return CompactDescription(
-            name=config.name,
-            mpp=config.mpp,
-            tile=config.tile,
-            halo=config.halo,
-            classes=tuple(c.name for c in config.classes),
-            colors=tuple(c.color for c in config.classes),
-            network=config.network,
-            postprocessing=config.postprocessing,
-        )
 
 
 def _parameter_groups(network: CompactNetwork, weight_decay: float) -> list[dict[str, Any]]:

@@ -38,7 +38,6 @@ class TrainingConfig:
     mpp : micrometres per pixel that the model works at.
     source_weights : relative frequency of the sources (first words of `original_dataset`).
     assumed_diameter_um : nuclear diameter that gives images without a pixel size one.
-    initial : weight file to start from (fine-tuning), relative to the configuration.
     steps, batch, side : number of steps, crops per step, pixels of a crop's side.
     warmup : steps in which the learning rate rises.
     decay : share of the steps, the last ones, in which it falls to zero.
@@ -59,7 +58,6 @@ class TrainingConfig:
     classes: tuple[NucleusClass, ...] = ()
     source_weights: Mapping[str, float] = field(default_factory=dict)
     assumed_diameter_um: float = 8.0
-    initial: str | None = None
     steps: int = 4000
     batch: int = 8
     side: int = 256
