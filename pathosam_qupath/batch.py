@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import geopandas as gpd
 import numpy as np
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from pathosam_qupath.qupath.project import Color, Entry, Project
     from pathosam_qupath.slide import Slide
 
+_MOST_REFUSALS = 5
 _LIBRARIES = ("numpy", "shapely", "geopandas", "opencv-python-headless", "scikit-image", "torch")
 
 
@@ -194,6 +196,29 @@ def _treat(
         nuclei = _segment(slide, model, options, regions, f"{run_id}/{plan.entry.id}", tell)
 
     project, entry = _as_it_is_now(project, plan, options)
+    nuclei, predicted, remove = _combine(project, entry, nuclei, regions, options, run_id)
+    record.save_predictions(entry.id, nuclei)
+    hash_before = record.save_before(entry.id, entry.data_path)
+    predicted = replace(predicted, area=plan.area, hash_before=hash_before)
+    record.update(predicted)
+
+    if len(nuclei) or remove:
+        colors = _class_colors(nuclei, model, options)
+        record.add_class_colors(colors)
+        project.add_classes(colors)
+        entry.write(HierarchyChange(remove=remove, add=nuclei))
+    return replace(predicted, state="written", hash_after=file_hash(entry.data_path))
+
+
+def _combine(
+    project: Project,
+    entry: Entry,
+    nuclei: gpd.GeoDataFrame,
+    regions: Regions,
+    options: RunOptions,
+    run_id: str,
+) -> tuple[gpd.GeoDataFrame, EntryRecord, frozenset[UUID]]:
+    """What to write, given what is there: new nuclei, the counts, ids to remove."""
     annotations, existing = entry.annotations(), entry.detections()
     parents = {str(a.parent) for a in annotations if a.parent is not None}
     parents.update(existing["parent"].dropna())
@@ -206,10 +231,7 @@ def _treat(
         replace_edited=options.replace_edited,
     )
     on_kept = lies_on_kept(nuclei.geometry.to_numpy(), replacement.kept.geometry.to_numpy())
-    nuclei = nuclei[~on_kept].reset_index(drop=True)
-    nuclei = _place(nuclei, annotations, run_id)
-
-    record.save_predictions(entry.id, nuclei)
+    nuclei = _place(nuclei[~on_kept].reset_index(drop=True), annotations, run_id)
     predicted = EntryRecord(
         entry.id,
         entry.name,
@@ -218,18 +240,17 @@ def _treat(
         removed=len(replacement.remove),
         kept=replacement.kept_inside,
         overlapping=int(on_kept.sum()),
-        area=plan.area,
-        hash_before=record.save_before(entry.id, entry.data_path),
-        message="; ".join(f"{label(a)} {reason}" for a, reason in regions.refused) or None,
+        message=_refusals(regions),
     )
-    record.update(predicted)
+    return nuclei, predicted, replacement.remove
 
-    if len(nuclei) or replacement.remove:
-        colors = _class_colors(nuclei, model, options)
-        record.add_class_colors(colors)
-        project.add_classes(colors)
-        entry.write(HierarchyChange(remove=replacement.remove, add=nuclei))
-    return replace(predicted, state="written", hash_after=file_hash(entry.data_path))
+
+def _refusals(regions: Regions) -> str | None:
+    """Which annotations were asked for in vain, the first few by name."""
+    said = [f"{label(a)} {reason}" for a, reason in regions.refused]
+    if len(said) > _MOST_REFUSALS:
+        said[_MOST_REFUSALS:] = [f"and {len(said) - _MOST_REFUSALS} more annotations likewise"]
+    return "; ".join(said) or None
 
 
 def _as_it_is_now(project: Project, plan: EntryPlan, options: RunOptions) -> tuple[Project, Entry]:

@@ -99,10 +99,26 @@ def lies_on_kept(new: NDArray[np.object_], kept: NDArray[np.object_]) -> NDArray
     first, second = shapely.STRtree(kept).query(new, predicate="intersects")
     if len(first) == 0:
         return on
+    near = _boxes_share_enough(new, kept, first, second)
+    first, second = first[near], second[near]
     shared = shapely.area(shapely.intersection(_valid(new[first]), _valid(kept[second])))
     smaller = np.minimum(shapely.area(new)[first], shapely.area(kept)[second])
     on[first[shared > OVERLAP * smaller]] = True
     return on
+
+
+def _boxes_share_enough(
+    new: NDArray[np.object_],
+    kept: NDArray[np.object_],
+    first: NDArray[np.intp],
+    second: NDArray[np.intp],
+) -> NDArray[np.bool_]:
+    """Pairs whose bounding boxes share enough; neighbours that only touch are most pairs."""
+    one, other = shapely.bounds(new)[first], shapely.bounds(kept)[second]
+    across = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
+    smaller = np.minimum(shapely.area(new)[first], shapely.area(kept)[second])
+    enough: NDArray[np.bool_] = across.prod(axis=1) > OVERLAP * smaller
+    return enough
 
 
 def _untouched(

@@ -95,7 +95,7 @@ def test_only_marked_untouched_nuclei_with_their_centre_in_the_region_make_room(
     current = recorded.copy()
     current.loc[0, "run"] = None
     current.loc[1, "name"] = "mine"
-    region = shapely.box(0, 0, 70, 20)
+    region = shapely.box(0, 0, 65, 20)
 
     def decide(**options):
         return replace_earlier(
