@@ -112,6 +112,10 @@ def _java_options(configured: str | Iterable[str] | None, memory: str | None) ->
             options.append("-XX:MaxRAMPercentage=25")
         else:
             options.append(f"-Xmx{min(available // _HEAP_SHARE, _HEAP_CAP) >> 20}m")
+    if not any(option.startswith("-XX:+Use") for option in options):
+        # One thread for the garbage, no second compiler: these machines live for seconds
+        # and share the processors with a network.
+        options += ["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
     # Without -Xrs Java takes Ctrl-C for itself and the process ends without a clean-up.
     return [
         *options,
