@@ -192,3 +192,51 @@ def _without_decoder():
     path = Path(tempfile.mkdtemp()) / "sam.pt"
     torch.save(read_checkpoint(GOLDEN / "tiny_ais.pt").sam, path)
     return path
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """The small model's files in the cache, as if they were the published ones."""
+    from dataclasses import replace
+
+    from pathosam_qupath.model import registry
+
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+    monkeypatch.setenv("PATHOSAM_OFFLINE", "1")
+    cache = registry.cache_directory()
+    cache.mkdir()
+    whole = read_checkpoint(GOLDEN / "tiny_ais.pt")
+    semantic = torch.load(GOLDEN / "tiny_semantic_decoder.pt", weights_only=True)
+    model = registry.MODELS["vit_b_histopathology"]
+    roles = {"sam": whole.sam, "decoder": whole.decoder, "semantic": semantic}
+    files = {}
+    for role, state in roles.items():
+        file = getattr(model, role)
+        torch.save(state, cache / file.name)
+        files[role] = replace(file, hash=registry.file_hash(cache / file.name))
+    monkeypatch.setitem(registry.MODELS, model.name, replace(model, **files))
+    return cache
+
+
+def test_published_model_by_its_name(published, tile):
+    model = load_pathosam("vit_b_histopathology", device="cpu", exact=True)
+    assert model.info.name == "vit_b_histopathology"
+    assert model.info.classes == CLASSES
+    assert np.abs(model.tile_maps(tile["tile_u8"])[:3] - tile["maps_convT_bntrain"]).max() <= CLOSE
+    without = load_pathosam("vit_b_histopathology", device="cpu", semantic=False)
+    assert without.info.classes == ()
+
+
+def test_damaged_published_file_is_not_loaded(published):
+    path = published / "vit_b_histopathology"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="is damaged, and downloads are switched off"):
+        load_pathosam("vit_b_histopathology", device="cpu")
+
+
+def test_classes_of_another_encoder_are_refused():
+    from pathosam_qupath.model.pathosam import _semantic_decoder
+    from pathosam_qupath.model.sam import SamConfig
+
+    with pytest.raises(ModelError, match="on those of a vit_l its classes mean nothing"):
+        _semantic_decoder(GOLDEN / "tiny_semantic_decoder.pt", SamConfig(architecture="vit_l"))
