@@ -24,7 +24,7 @@ Tiles never share an operation, so a tile's maps are the same in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -41,7 +41,7 @@ Normalization = Literal["tile", "running"]
 EPSILON = 1e-5
 """Added to variances, in both kinds of normalisation."""
 
-PIECE_BYTES = 2 << 20
+PIECE_BYTES = 1 << 20
 """How much of a map a CPU works on at a time."""
 
 Window = tuple[int, int, int, int]
@@ -53,6 +53,7 @@ class Upsampling(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, transposed: bool) -> None:
         super().__init__()
+        self.outputs = outputs
         if transposed:
             self.block = nn.ConvTranspose2d(inputs, outputs, 2, stride=2)
         else:
@@ -63,15 +64,16 @@ class Upsampling(nn.Module):
         """Whether the variant is the published one."""
         return hasattr(self, "block")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(1, inputs, h, w) to (1, outputs, 2 h, 2 w)."""
+    def forward(self, x: Tensor, out: Tensor) -> Tensor:
+        """(1, inputs, h, w) to (1, outputs, 2 h, 2 w), written into ``out``."""
         if not self.transposed:
-            return _doubled(_convolve(x, self.conv))
+            narrow = _convolve(x, self.conv)
+            return out.copy_(functional.interpolate(narrow, scale_factor=2.0, mode="bilinear"))
         weight: Any = self.block.weight
         bias: Any = self.block.bias
         inputs, outputs = weight.shape[:2]
         kernels = weight.permute(2, 3, 1, 0).reshape(4 * outputs, inputs)
-        return _interleave(_pointwise(x, kernels, bias.repeat(4)))
+        return _interleave(_pointwise(x, kernels, bias.repeat(4)), out)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,14 +128,14 @@ class Deconvolution(nn.Module):
             fused = fused_upsampling(upsampling.block, convolution.block)
             self._fused = fused.to(device, dtype)
 
-    def forward(self, x: Tensor, bn: Normalization) -> Tensor:
-        """(1, inputs, h, w) to (1, outputs, 2 h, 2 w)."""
+    def forward(self, x: Tensor, bn: Normalization, out: Tensor) -> Tensor:
+        """(1, inputs, h, w) to (1, outputs, 2 h, 2 w), written into ``out``."""
         upsampling: Any = self.block[0]
         convolution: Any = self.block[1]
         if self._fused is not None:
-            x = _upsample_and_convolve(x, self._fused)
+            x = _upsample_and_convolve(x, self._fused, out)
         else:
-            x = _convolve(upsampling(x), convolution.block)
+            x = out.copy_(_convolve(upsampling(x, _empty(x, out.shape[1])), convolution.block))
         norm: Any = self.block[2]
         if bn == "tile":
             mean, variance = _statistics(x)
@@ -141,8 +143,10 @@ class Deconvolution(nn.Module):
             mean, variance = norm.running_mean.float(), norm.running_var.float()
         scale = norm.weight.float() * torch.rsqrt(variance + EPSILON)
         shift = norm.bias.float() - mean * scale
-        for piece in _pieces(x):
-            piece.copy_(torch.addcmul(shift, piece.float(), scale).relu_())
+        for piece, values in _pieces_as_float(x):
+            values.mul_(scale).add_(shift).relu_()
+            if values is not piece:
+                piece.copy_(values)
         return x
 
 
@@ -185,7 +189,13 @@ class SkipDecoder(nn.Module):
     def forward(self, x: Tensor, skips: list[Tensor]) -> Tensor:
         """(1, widths[0], h, w) to (1, widths[3], 8 h, 8 w); ``skips`` is emptied."""
         for block, sampler in zip(self.blocks, self.samplers, strict=True):
-            x = block(_join(sampler(x), skips.pop(0)))
+            skip = skips.pop(0)
+            width: Any = sampler.outputs
+            joined = _empty(x, 2 * width)
+            sampler(x, joined[:, :width])
+            first = (skip.shape[1] - width) // 2
+            joined[:, width:] = skip[:, first : first + width]
+            x = block(joined)
         return x
 
 
@@ -218,6 +228,7 @@ class UnetrDecoder(nn.Module):
         self.deconv_out = Upsampling(widths[3], widths[3], transposed)
         self.decoder_head = ConvolutionBlock(2 * widths[3], widths[3])
         self.out_conv = nn.Conv2d(widths[3], outputs, 1)
+        self.widths = widths
         self.outputs = outputs
         self.transposed = transposed
         self.dtype = torch.float32
@@ -251,15 +262,17 @@ class UnetrDecoder(nn.Module):
         input (16 per token).
         """
         z12 = embedding.to(self.dtype, memory_format=torch.channels_last)
-        z9 = self.deconv1(z12, bn)
-        z6 = self.deconv2(z9, bn)
-        z3 = self.deconv3(z6, bn)
-        z0 = self.deconv4(z3, bn)
+        w9, w6, w3, w0 = self.widths
+        z9 = self.deconv1(z12, bn, _empty(z12, w9))
+        z6 = self.deconv2(z9, bn, _empty(z9, w6))
+        z3 = self.deconv3(z6, bn, _empty(z6, w3))
+        joined = _empty(z3, 2 * w0)
+        self.deconv4(z3, bn, joined[:, w0:])
         skips = [z9, z6, z3]
         del z9, z6, z3
-        x = self.decoder(self.base(z12.clone()), skips)
-        x = _join(self.deconv_out(x), z0)
-        del z0
+        self.deconv_out(self.decoder(self.base(z12.clone()), skips), joined[:, :w0])
+        x = joined
+        del joined
         x = _convolve(self.decoder_head(x, window), self.out_conv)
         return x.float().sigmoid_()
 
@@ -312,12 +325,35 @@ def build_unetr(
     return decoder
 
 
+def _empty(below: Tensor, channels: int) -> Tensor:
+    """Room for (1, channels, 2 h, 2 w) above a (1, …, h, w), channels last."""
+    _, _, height, width = below.shape
+    return torch.empty(
+        (1, channels, 2 * height, 2 * width),
+        dtype=below.dtype,
+        device=below.device,
+        memory_format=torch.channels_last,
+    )
+
+
 def _pieces(x: Tensor) -> list[Tensor]:
     """Views (pixels, channels) of a channels-last (1, channels, h, w), cache by cache."""
     pixels = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
     if x.device.type != "cpu":
         return [pixels]
     return list(torch.split(pixels, max(1, PIECE_BYTES // (4 * x.shape[1]))))
+
+
+def _pieces_as_float(x: Tensor, copied: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each piece, and its values in float32: itself, or a copy that lasts one step."""
+    room: Tensor | None = None
+    for piece in _pieces(x):
+        if piece.dtype == torch.float32 and not copied:
+            yield piece, piece
+            continue
+        if room is None:
+            room = torch.empty(piece.shape, dtype=torch.float32, device=x.device)
+        yield piece, room[: len(piece)].copy_(piece)
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -327,13 +363,11 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     float64, so nothing cancels.
     """
     counts, means, squares = [], [], []
-    for piece in _pieces(x):
-        values = piece.float()
+    for _, values in _pieces_as_float(x, copied=True):
         mean = values.mean(dim=0)
-        centred = values - mean
         counts.append(float(len(values)))
         means.append(mean)
-        squares.append(centred.square_().sum(dim=0))
+        squares.append(values.sub_(mean).square_().sum(dim=0))
     count = torch.tensor(counts, dtype=_sum_dtype(x), device=x.device)[:, None]
     mean_by_piece = torch.stack(means).to(count.dtype)
     total = count.sum()
@@ -385,32 +419,14 @@ def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.linear(pixels, weight.to(x.dtype), bias.to(x.dtype)).permute(0, 3, 1, 2)
 
 
-def _join(x: Tensor, skip: Tensor) -> Tensor:
-    """Concatenate with the middle channels of ``skip``, as many as ``x`` has."""
-    first = (skip.shape[1] - x.shape[1]) // 2
-    joined = torch.empty(
-        (1, 2 * x.shape[1], *x.shape[2:]),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
-    joined[:, : x.shape[1]] = x
-    joined[:, x.shape[1] :] = skip[:, first : first + x.shape[1]]
-    return joined
-
-
-def _doubled(x: Tensor) -> Tensor:
-    doubled = functional.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=False)
-    return doubled.contiguous(memory_format=torch.channels_last)
-
-
-def _interleave(phases: Tensor) -> Tensor:
-    """(1, 4 c, h, w), phases row by row, to (1, c, 2 h, 2 w)."""
-    _, channels, height, width = phases.shape
-    channels //= 4
-    grid = phases.permute(0, 2, 3, 1).view(height, width, 2, 2, channels)
-    out = grid.permute(0, 2, 1, 3, 4).reshape(1, 2 * height, 2 * width, channels)
-    return out.permute(0, 3, 1, 2)
+def _interleave(phases: Tensor, out: Tensor) -> Tensor:
+    """(1, 4 c, h, w), phases row by row, into (1, c, 2 h, 2 w)."""
+    channels = out.shape[1]
+    for a in range(2):
+        for b in range(2):
+            first = (2 * a + b) * channels
+            out[:, :, a::2, b::2] = phases[:, first : first + channels]
+    return out
 
 
 def fused_upsampling(up: nn.ConvTranspose2d, conv: nn.Conv2d) -> FusedUpsampling:
@@ -428,19 +444,13 @@ def fused_upsampling(up: nn.ConvTranspose2d, conv: nn.Conv2d) -> FusedUpsampling
     return FusedUpsampling(_phase_kernels(up_weight, weight).float(), whole.float(), by_tap.float())
 
 
-def _upsample_and_convolve(x: Tensor, fused: FusedUpsampling) -> Tensor:
-    """(1, inputs, h, w) to (1, outputs, 2 h, 2 w), channels last."""
+def _upsample_and_convolve(x: Tensor, fused: FusedUpsampling, out: Tensor) -> Tensor:
+    """(1, inputs, h, w) to (1, outputs, 2 h, 2 w), written into ``out``."""
     _, _, height, width = x.shape
     outputs = len(fused.bias)
     # Position p of the padded grid holds what the tokens p - 1 and p contribute; phase 0
     # of token i is at p = i, phase 1 at p = i + 1.
     phases = functional.conv2d(x, fused.kernels, fused.bias.repeat(4), padding=1)
-    out = torch.empty(
-        (1, outputs, 2 * height, 2 * width),
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last,
-    )
     for a in range(2):
         for b in range(2):
             first = (2 * a + b) * outputs
