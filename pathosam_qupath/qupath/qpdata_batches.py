@@ -8,7 +8,6 @@ its methods is a column. What is not of a form that is known here is read one by
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 from uuid import UUID, uuid5
@@ -28,83 +27,24 @@ from pathosam_qupath.qupath.java_objects import (
 from pathosam_qupath.qupath.java_runs import Bytes, Indices, ObjectRun, column
 from pathosam_qupath.qupath.java_shapes import Layout, PlacedBytes, Shape
 from pathosam_qupath.qupath.objects import ObjectType, PathObject, Plane
+from pathosam_qupath.qupath.qpdata_forms import Form, read_form
 from pathosam_qupath.qupath.qpdata_objects import (
     ID_KEY,
     NO_ID,
-    ObjectParts,
     boxed,
     classification,
     color,
     damaged,
     list_items,
-    map_items,
-    object_type,
     read_object,
     read_parts,
     text,
 )
-from pathosam_qupath.qupath.qpdata_rois import ellipses, rectangles, roi_kind
+from pathosam_qupath.qupath.qpdata_rois import ellipses, rectangles
 
 T = TypeVar("T")
 UUID_LENGTH = 36
 CORNERS = ("x", "y", "x2", "y2")
-
-
-@dataclass(frozen=True, eq=False)
-class Form:
-    """Where a detection's parts are in a shape, as parts of the shape's example."""
-
-    object_type: ObjectType
-    parts: ObjectParts
-    keys: tuple[Reference, ...]
-    values: tuple[JavaString | Reference, ...]
-    names: Reference | None
-    numbers: JavaArray | None
-    roi: JavaObject
-    roi_kind: str
-    nucleus: JavaObject | None
-
-
-def read_form(shape: Shape) -> Form | None:
-    """The form of a shape's objects, or None where they must be read one by one."""
-    parts = read_parts(shape.example, "an example")
-    kind = object_type(shape.example.of)
-    items = map_items(parts.metadata)
-    keys = tuple(k for k, _ in items if isinstance(k, Reference))
-    values = tuple(v for _, v in items if isinstance(v, JavaString | Reference))
-    regular = (
-        kind is not None
-        and parts.id is None
-        and 0 < len(items) == len(keys) == len(values)
-        and isinstance(parts.name, JavaString | Reference | None)
-        and isinstance(parts.locked, Reference)
-        and isinstance(parts.path_class, Reference | None)
-        and (parts.color is None or isinstance(parts.color, Reference) or boxed(parts.color))
-    )
-    names = numbers = None
-    if parts.measurements is not None:
-        if not isinstance(parts.measurements, JavaObject):
-            return None
-        names, numbers = (parts.measurements.raw(f) for f in ("names", "values"))
-        regular &= isinstance(names, Reference) and isinstance(numbers, JavaArray)
-    roi, nucleus = parts.roi, parts.nucleus
-    if not regular or kind is None or not isinstance(roi, JavaObject):
-        return None
-    if roi_kind(roi.of.name) not in ("Polygon", "Rectangle", "Ellipse"):
-        return None
-    if nucleus is not None and not _is_polygon(nucleus):
-        return None
-    if roi_kind(roi.of.name) == "Polygon" and not _is_polygon(roi):
-        return None
-    return Form(kind, parts, keys, values, names, numbers, roi, roi_kind(roi.of.name), nucleus)  # type: ignore[arg-type]
-
-
-def _is_polygon(node: Node) -> bool:
-    return (
-        isinstance(node, JavaObject)
-        and roi_kind(node.of.name) == "Polygon"
-        and all(isinstance(node.raw(f), JavaArray) for f in "xy")
-    )
 
 
 class RegularBatch:
@@ -147,16 +87,21 @@ class RegularBatch:
     @cached_property
     def measurement_names(self) -> list[str]:
         """The measurements' names, as many as have values."""
-        if self._form.names is None:
-            return []
-        return [text(n) or "" for n in list_items(self._first_target(self._form.names))]
+        found = [self._first_target(part) for part in self._form.names]
+        if isinstance(self._form.numbers, JavaArray):
+            found = list_items(found[0])
+        return [text(name) or "" for name in found]
 
     def measurements(self) -> NDArray[np.float64]:
         """Values (objects, names)."""
         numbers = self._form.numbers
         names = self.measurement_names
-        if numbers is None:
-            return np.empty((len(self), 0))
+        if not isinstance(numbers, JavaArray):
+            values = np.empty((len(self), len(numbers)))
+            for i, number in enumerate(numbers):
+                dtype = ">f8" if len(number) == 8 else ">f4"
+                values[:, i] = column(self._rows, self._layout.offset(number), dtype)
+            return values
         count = self._layout.length(numbers)
         if count < len(names):
             raise damaged(self._subject, f"{len(names)} measurements have {count} values")
@@ -205,6 +150,8 @@ class RegularBatch:
         roi = self._form.roi
         if self._form.roi_kind == "Polygon":
             return self._polygons(roi)
+        if self._form.roi_kind == "Geometry":
+            return self._geometries(roi.raw("wkb"))
         corners = np.stack([self._field(roi, f, ">f8") for f in CORNERS], axis=1).astype(float)
         with np.errstate(invalid="ignore"):
             return (rectangles if self._form.roi_kind == "Rectangle" else ellipses)(corners)
@@ -301,6 +248,14 @@ class RegularBatch:
         except shapely.errors.ShapelyError as error:
             raise damaged(self._subject, f"a polygon cannot be read ({error})") from error
 
+    def _geometries(self, wkb: JavaArray) -> NDArray[Any]:
+        count = self._layout.length(wkb)
+        raw = column(self._rows, self._layout.offset(wkb), f"V{max(count, 1)}").tolist()
+        try:
+            return np.asarray(shapely.from_wkb(raw))
+        except shapely.errors.ShapelyError as error:
+            raise damaged(self._subject, f"a Geometry ROI cannot be read ({error})") from error
+
     def _first_target(self, part: Reference) -> Node:
         number = column(self._rows[:1], self._layout.offset(part), ">u4")[0]
         return self._nodes[int(number)]
@@ -343,7 +298,7 @@ def read_batches(
         form = forms[shape]
         single = indices
         if form is not None:
-            structure = [*form.keys, *([form.names] if form.names else [])]
+            structure = [*form.keys, *form.names]
             numbers = np.stack(
                 [column(rows, layout.offset(part), ">u4") for part in structure], axis=1
             )

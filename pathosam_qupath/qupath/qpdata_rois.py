@@ -3,7 +3,8 @@
 A ROI is written through a proxy, ``<kind>ROI$SerializationProxy``: polygons, polylines
 and points hold float32 vertices, rectangles, ellipses and lines two corners in double,
 and a GeometryROI well-known binary. Vertices come back exactly as they are stored; QuPath
-itself rounds a GeometryROI to 0.01 px when it reads one (from 0.6).
+itself rounds a GeometryROI to 0.01 px when it reads one (from 0.6). A polygon that crosses
+itself comes as it was drawn; ``shapely.make_valid`` makes an area of it.
 """
 
 from __future__ import annotations
