@@ -23,7 +23,7 @@ from pathosam_qupath.segmentation.watershed import (
     window_instances,
 )
 
-MARGINS = (64, 128, 180)
+MARGINS = (64, 180)
 """Scaled pixels around a block, then around what is left. The first is more than a nucleus
 and its neighbour. What the last leaves open is a sheet of foreground with hardly a seed:
 there objects are taken as that window shows them."""
