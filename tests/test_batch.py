@@ -7,10 +7,13 @@ import pytest
 import shapely
 from ihc_project import IMAGE, MPP
 
+from pathosam_qupath.batch import run
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.qupath.jvm import find_installation
 from pathosam_qupath.qupath.objects import RUN_KEY
 from pathosam_qupath.qupath.placement import smallest_holding
-from pathosam_qupath.qupath.project import HierarchyChange
+from pathosam_qupath.qupath.project import HierarchyChange, PathMap, open_project
+from pathosam_qupath.rollback import roll_back
 from pathosam_qupath.run_plan import RunOptions, plan_run
 from pathosam_qupath.run_record import file_hash
 from pathosam_qupath.segmentation.classes import ClassMap
@@ -258,3 +261,27 @@ def test_what_nobody_foresaw_is_recorded_with_its_traceback(ihc, segment):
     assert "ZeroDivisionError" in entry.message
     assert "from the callback" in (record.entry_folder("1") / "traceback.txt").read_text()
     assert len(ihc.detections()) == 0
+
+
+@pytest.mark.qupath
+def test_a_run_of_one_backend_is_replaced_and_undone_by_the_other(ihc, bundled_model):
+    if find_installation() is None:
+        pytest.skip("no QuPath found; install QuPath 0.5 or newer and set PAQUO_QUPATH_DIR")
+    options = RunOptions(images=(IMAGE,), mpp=MPP)
+    before = file_hash(ihc.data)
+    entries, runs, outlines = [], [], []
+    for backend in ("embedded", "paquo", "embedded"):
+        path_map = PathMap.parse([ihc.moved])
+        with open_project(ihc.path, backend, path_map=path_map) as project:
+            assert project.backend == backend
+            manifest = run(project, bundled_model, options, plan_run(project, options)).manifest
+        entries.append(manifest.entries[0])
+        runs.append(manifest.run)
+        outlines.append(drawn(ihc.detections()))
+    assert outlines[0] == outlines[1] == outlines[2]
+    assert [e.removed for e in entries] == [0, entries[0].nuclei, entries[0].nuclei]
+    assert [e.kept for e in entries] == [0, 0, 0]
+    for made, backend in zip(reversed(runs), ("paquo", "embedded", "paquo"), strict=True):
+        with open_project(ihc.path, backend) as project:
+            assert [r.action for r in roll_back(project, made)] == ["restored"]
+    assert file_hash(ihc.data) == before
