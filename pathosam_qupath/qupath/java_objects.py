@@ -21,10 +21,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from pathosam_qupath.qupath.java_serialization import StreamWriter
+    from pathosam_qupath.qupath.java_writer import StreamWriter
 
 Value: TypeAlias = Any
 """A node, or a primitive: its bytes as stored, or what they mean."""
+
+HEADER = b"\xac\xed\x00\x05"
+FIRST_HANDLE = 0x7E0000
+(
+    TC_NULL,
+    TC_REFERENCE,
+    TC_CLASSDESC,
+    TC_OBJECT,
+    TC_STRING,
+    TC_ARRAY,
+    TC_CLASS,
+    TC_BLOCKDATA,
+    TC_ENDBLOCKDATA,
+    TC_RESET,
+    TC_BLOCKDATALONG,
+    TC_EXCEPTION,
+    TC_LONGSTRING,
+    TC_PROXYCLASSDESC,
+    TC_ENUM,
+) = range(0x70, 0x7F)
 
 SC_WRITE_METHOD = 0x01
 SC_SERIALIZABLE = 0x02

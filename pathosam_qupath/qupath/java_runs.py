@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathosam_qupath.qupath.java_objects import JavaClass, JavaObject, Node, Run
-from pathosam_qupath.qupath.java_serialization import StreamReader, StreamWriter
+from pathosam_qupath.qupath.java_serialization import StreamReader
 from pathosam_qupath.qupath.java_shapes import Layout, OneObjectReader, Shape, learn_shape
+from pathosam_qupath.qupath.java_writer import StreamWriter
 
 CHUNK = 1 << 16
 """Objects of one layout handled at a time, and"""

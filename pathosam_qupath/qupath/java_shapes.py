@@ -17,6 +17,7 @@ from typing import NoReturn
 from pathosam_qupath.errors import FormatError
 from pathosam_qupath.qupath.java_objects import (
     PRIMITIVE_SIZES,
+    TC_REFERENCE,
     BlockData,
     JavaArray,
     JavaClass,
@@ -25,7 +26,7 @@ from pathosam_qupath.qupath.java_objects import (
     Node,
     Reference,
 )
-from pathosam_qupath.qupath.java_serialization import TC_REFERENCE, StreamReader
+from pathosam_qupath.qupath.java_serialization import StreamReader
 
 Place = tuple[int, int]
 """Where something is: the number of a segment, and the offset from the segment's start."""

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pathosam_qupath.errors import UsageError
 from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, Node
 from pathosam_qupath.qupath.java_runs import CHUNK, Indices, ObjectRun, put_rows, set_column
-from pathosam_qupath.qupath.java_serialization import StreamWriter
 from pathosam_qupath.qupath.java_shapes import Layout, Shape, learn_shape
+from pathosam_qupath.qupath.java_writer import StreamWriter
 from pathosam_qupath.qupath.objects import FRAME_COLUMNS, RUN_KEY
 from pathosam_qupath.qupath.qpdata_batches import UUID_LENGTH, has_uuids
 from pathosam_qupath.qupath.qpdata_build import Color, Nodes

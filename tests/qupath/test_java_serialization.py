@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pathosam_qupath.errors import FormatError
 from pathosam_qupath.qupath.java_objects import (
+    HEADER,
     PRIMITIVE_SIZES,
     SC_BLOCK_DATA,
     SC_EXTERNALIZABLE,
@@ -33,7 +34,7 @@ from pathosam_qupath.qupath.java_objects import (
     decode_utf,
     encode_utf,
 )
-from pathosam_qupath.qupath.java_serialization import HEADER, read_stream, write_stream
+from pathosam_qupath.qupath.java_serialization import read_stream, write_stream
 
 
 def written(*nodes: Node) -> bytes:
