@@ -35,12 +35,13 @@ from pathosam_qupath.qupath.qpdata_objects import (
     classification,
     color,
     damaged,
+    is_instance,
     list_items,
     read_object,
     read_parts,
     text,
 )
-from pathosam_qupath.qupath.qpdata_rois import ellipses, rectangles
+from pathosam_qupath.qupath.qpdata_rois import PLANE, ellipses, rectangles
 
 T = TypeVar("T")
 UUID_LENGTH = 36
@@ -82,7 +83,10 @@ class RegularBatch:
     @cached_property
     def keys(self) -> list[str | None]:
         """The metadata's keys."""
-        return [text(self._first_target(key)) for key in self._form.keys]
+        keys = [text(self._first_target(key)) for key in self._form.keys]
+        if None in keys:
+            raise damaged(self._subject, "a key of an object's metadata is no string")
+        return keys
 
     @cached_property
     def measurement_names(self) -> list[str]:
@@ -130,7 +134,12 @@ class RegularBatch:
 
     def locked(self) -> list[bool | None]:
         """Whether each is locked."""
-        return self._targets(self._form.parts.locked, lambda node: bool(boxed(node)))
+        return self._targets(self._form.parts.locked, self._boolean)
+
+    def _boolean(self, node: Node) -> bool:
+        if not is_instance(node, "java.lang.Boolean"):
+            raise damaged(self._subject, "what says whether an object is locked is no Boolean")
+        return bool(boxed(node))
 
     def colors(self) -> list[tuple[int, int, int] | None]:
         """Their own colours, not their classes'."""
@@ -165,7 +174,11 @@ class RegularBatch:
 
     def planes(self) -> list[Plane]:
         """Their ROIs' planes."""
-        fields = [self._field(self._form.roi, f, ">i4").tolist() for f in ("c", "z", "t")]
+        roi = self._form.roi
+        fields = [
+            [default] * len(self) if roi.raw(f) is None else self._field(roi, f, ">i4").tolist()
+            for f, default in PLANE
+        ]
         shared: dict[tuple[int, ...], Plane] = {}
         return [shared.setdefault(p, Plane(*p)) for p in zip(*fields, strict=True)]
 

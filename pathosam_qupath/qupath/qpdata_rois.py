@@ -24,6 +24,8 @@ from pathosam_qupath.qupath.objects import Plane
 PACKAGE = "qupath.lib.roi."
 ELLIPSE_VERTICES = 100
 """As many as QuPath gives an ellipse that it turns into a polygon."""
+PLANE = (("c", -1), ("z", 0), ("t", 0))
+"""A plane's fields, and what they are where a class lacks them."""
 NO_GEOMETRY = shapely.GeometryCollection()
 
 
@@ -56,15 +58,12 @@ def read_roi(node: Node, subject: object) -> Roi:
         raise _damaged(subject, f"a ROI is expected, found {type(node).__name__}")
     kind = roi_kind(node.of.name)
     try:
-        plane = Plane(*(int(node.get(name, default)) for name, default in _PLANE))
+        plane = Plane(*(int(node.get(name, default)) for name, default in PLANE))
         with np.errstate(invalid="ignore"):  # a vertex that is not a number stays one
             geometry = _geometry(kind, node)
     except (ValueError, TypeError, KeyError, OverflowError, shapely.errors.ShapelyError) as error:
         raise _damaged(subject, f"a {kind} ROI cannot be read ({error})") from error
     return Roi("Geometry" if kind in ("Area", "AWTArea") else kind, geometry, plane)
-
-
-_PLANE = (("c", -1), ("z", 0), ("t", 0))
 
 
 def _damaged(subject: object, cause: str) -> FormatError:
