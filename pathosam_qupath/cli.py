@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
 
 import typer
 
+from pathosam_qupath import cli_models
+from pathosam_qupath.cli_options import (
+    Backend,
+    BackendOption,
+    DeviceOption,
+    ExportFormat,
+    ImagesOption,
+    JsonOption,
+    ModelOption,
+    MppOption,
+    PathMapOption,
+    ProjectArgument,
+)
 from pathosam_qupath.errors import PathosamError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
+    from pathosam_qupath.model.interface import NucleusModel
     from pathosam_qupath.qupath.project import Project
 
 EXIT_CODES = """\
@@ -39,9 +50,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-_R = TypeVar("_R")
+app.add_typer(cli_models.app)
 
 
 class _Outcome(Protocol):
@@ -49,49 +58,6 @@ class _Outcome(Protocol):
 
     @property
     def exit_code(self) -> int: ...
-
-
-class Backend(str, Enum):
-    """How a project is read and written."""
-
-    auto = "auto"
-    paquo = "paquo"
-    embedded = "embedded"
-
-
-class ExportFormat(str, Enum):
-    """What ``export`` writes."""
-
-    geojson = "geojson"
-    parquet = "parquet"
-
-
-ProjectArgument = Annotated[
-    Path, typer.Argument(metavar="PROJECT", help="A project's folder or its .qpproj file.")
-]
-BackendOption = Annotated[
-    Backend,
-    typer.Option(help="QuPath's own code (paquo), ours (embedded), or the first that is there."),
-]
-PathMapOption = Annotated[
-    list[str],
-    typer.Option(
-        "--path-map", metavar="FROM=TO", help="Images that lie under FROM are under TO now; repeat."
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout.")]
-ImagesOption = Annotated[
-    list[str],
-    typer.Option(
-        "--images", metavar="GLOB", help="Images by name (with * and ?) or id; repeat. Default all."
-    ),
-]
-ModelOption = Annotated[str, typer.Option(help="The bundled model, or a file with weights.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-MppOption = Annotated[
-    float | None,
-    typer.Option(metavar="µm/px", help="Pixel size of the images, where theirs is missing."),
-]
 
 
 @app.callback(invoke_without_command=True)
@@ -115,12 +81,13 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """List images and annotations: what can be segmented, and why not."""
+    from pathosam_qupath.console import show
     from pathosam_qupath.inspect_project import inspect_project
     from pathosam_qupath.tables import entries_table
 
     with _open(project, backend, path_map) as opened:
         reports = inspect_project(opened, images=images, mpp=mpp)
-    _show(reports, entries_table, as_json)
+    show(reports, entries_table, as_json)
 
 
 @app.command()
@@ -170,8 +137,7 @@ def segment(
 ) -> None:
     """Segment the nuclei inside annotations and write them into the project."""
     from pathosam_qupath.batch import run
-    from pathosam_qupath.console import run_progress
-    from pathosam_qupath.model import load_model
+    from pathosam_qupath.console import run_progress, show
     from pathosam_qupath.run_plan import RunOptions, plan_run
     from pathosam_qupath.segmentation.classes import read_class_map
     from pathosam_qupath.tables import plans_table, run_table
@@ -191,14 +157,14 @@ def segment(
     with _open(project, backend, path_map) as opened:
         plans = plan_run(opened, options)
         if dry_run:
-            _show(plans, plans_table, as_json)
+            show(plans, plans_table, as_json)
             raise typer.Exit(exit_code(plan.error for plan in plans))
-        loaded = load_model(model, device)
+        loaded = _load(model, device)
         if classes is not None:
             options = replace(options, class_map=read_class_map(classes, loaded.info.classes))
         with run_progress() as report:
             record = run(opened, loaded, options, plans, report=report)
-    _show(record.manifest, run_table, as_json)
+    show(record.manifest, run_table, as_json)
     raise typer.Exit(exit_code(record.manifest.entries))
 
 
@@ -214,12 +180,13 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write annotations and detections, one file or two per image."""
+    from pathosam_qupath.console import show
     from pathosam_qupath.export import export_project
     from pathosam_qupath.tables import exports_table
 
     with _open(project, backend, path_map) as opened:
         exported = export_project(opened, out, kind.value, images=images, gz=gz)
-    _show(exported, exports_table, as_json)
+    show(exported, exports_table, as_json)
     raise typer.Exit(exit_code(exported))
 
 
@@ -231,13 +198,14 @@ def runs(
     as_json: JsonOption = False,
 ) -> None:
     """List the runs that a project remembers."""
+    from pathosam_qupath.console import show
     from pathosam_qupath.run_record import open_run, run_ids
     from pathosam_qupath.tables import runs_table
 
     with _open(project, backend, path_map) as opened:
         folder = opened.path.parent
     manifests = [open_run(folder, run).manifest for run in run_ids(folder)]
-    _show(manifests, runs_table, as_json)
+    show(manifests, runs_table, as_json)
 
 
 @app.command()
@@ -249,12 +217,13 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Undo a run: the old files back where nothing else changed, else its own nuclei out."""
+    from pathosam_qupath.console import show
     from pathosam_qupath.rollback import roll_back
     from pathosam_qupath.tables import rollback_table
 
     with _open(project, backend, path_map) as opened:
         results = roll_back(opened, run)
-    _show(results, rollback_table, as_json)
+    show(results, rollback_table, as_json)
     raise typer.Exit(exit_code(results))
 
 
@@ -266,24 +235,26 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Segment a copy of the example project; leaves a picture and a table."""
-    from pathosam_qupath.console import run_progress
+    from pathosam_qupath.console import run_progress, show
     from pathosam_qupath.demo import run_demo
     from pathosam_qupath.tables import demo_table
 
+    loaded = _load(model, device)
     with run_progress() as report:
-        done = run_demo(out, model=model, device=device, report=report)
-    _show(done, demo_table, as_json)
+        done = run_demo(out, loaded, report=report)
+    show(done, demo_table, as_json)
     raise typer.Exit(exit_code(done.manifest.entries))
 
 
 @app.command()
 def doctor(model: ModelOption = "bundled", as_json: JsonOption = False) -> None:
     """Look at Python, torch, the device, QuPath, Java and the models."""
+    from pathosam_qupath.console import show
     from pathosam_qupath.doctor import examine
     from pathosam_qupath.tables import checks_table
 
     checks = examine(model)
-    _show(checks, checks_table, as_json)
+    show(checks, checks_table, as_json)
     raise typer.Exit(1 if any(check.status == "fail" for check in checks) else 0)
 
 
@@ -323,24 +294,26 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare a model's nuclei with outlined ones: F1, mSA, AJI, PQ, class accuracy."""
-    from pathosam_qupath.console import evaluation_progress
+    from pathosam_qupath.console import evaluation_progress, show
     from pathosam_qupath.corrections.evaluation import evaluate as evaluate_model
-    from pathosam_qupath.model import load_model
     from pathosam_qupath.tables import evaluation_table
 
+    loaded = _load(model, device)
     with evaluation_progress() as progress:
-        report = evaluate_model(load_model(model, device), data, mpp, progress=progress)
-    _show(report, evaluation_table, as_json)
+        report = evaluate_model(loaded, data, mpp, progress=progress)
+    show(report, evaluation_table, as_json)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; no traceback for what a person can mend."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    as_json = "--json" in words
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(args=words, prog_name="pathosam-qupath")
+        # Alone, Typer says what is wrong with an option in its own way, which is not JSON.
+        code = app(args=words, prog_name="pathosam-qupath", standalone_mode=not as_json)
     except PathosamError as error:
-        _fail(error, as_json="--json" in words)
+        _fail(error, as_json=as_json)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as leaving:
@@ -348,6 +321,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if leaving.code == INTERRUPTED:
             _interrupted()
         raise
+    except Exception as error:
+        if not as_json:
+            raise
+        _fail_otherwise(error)
+    if code == INTERRUPTED:
+        _interrupted()
+    raise SystemExit(code)
 
 
 def exit_code(results: Iterable[_Outcome | None]) -> int:
@@ -367,25 +347,43 @@ def _open(project: Path, backend: Backend, path_map: Sequence[str]) -> Project:
     return open_project(project, backend.value, path_map=PathMap.parse(path_map))
 
 
-def _show(result: _R, table: Callable[[_R], RenderableType], as_json: bool) -> None:
-    from pathosam_qupath.console import out, print_json
+def _load(model: str, device: str) -> NucleusModel:
+    from pathosam_qupath.console import download_progress
+    from pathosam_qupath.model import load_model
 
-    if as_json:
-        print_json(result)
-    else:
-        out().print(table(result))
+    with download_progress() as progress:
+        return load_model(model, device, progress=progress)
 
 
-def _fail(error: PathosamError, *, as_json: bool) -> None:
+def _fail(error: PathosamError, *, as_json: bool) -> NoReturn:
     from pathosam_qupath.console import err, print_json
 
     if as_json:
-        print_json({"error": {**vars(error), "exit_code": error.exit_code}})
+        # By name: Typer hangs a note of its own on exceptions that pass through it.
+        said = {"subject": error.subject, "cause": error.cause, "remedy": error.remedy}
+        print_json({"error": {**said, "exit_code": error.exit_code}})
     err().print(f"Error: {error}", style="red", markup=False)
     raise SystemExit(error.exit_code)
 
 
-def _interrupted() -> None:
+def _fail_otherwise(error: Exception) -> NoReturn:
+    """Say as JSON what is no error of ours: Typer's about the words given, or a defect."""
+    from pathosam_qupath.console import print_json
+
+    message = getattr(error, "format_message", None)
+    if message is not None:
+        remedy = "Add --help to the command to see its options."
+        _fail(UsageError("command line", message(), remedy), as_json=True)
+    said = {
+        "subject": type(error).__name__,
+        "cause": str(error),
+        "remedy": "This error was not foreseen; stderr has the details.",
+    }
+    print_json({"error": {**said, "exit_code": 1}})
+    raise error
+
+
+def _interrupted() -> NoReturn:
     sys.stderr.write(
         "\nInterrupted. Images that were finished are written, the others are as they were; "
         "run the same command again to go on.\n"

@@ -8,14 +8,20 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import TaskID
+
     from pathosam_qupath.batch import Report, RunProgress
     from pathosam_qupath.corrections.evaluation import ImageResult
     from pathosam_qupath.corrections.training import TrainingProgress
+    from pathosam_qupath.model.registry import Progress as DownloadProgress
+
+_R = TypeVar("_R")
 
 
 @runtime_checkable
@@ -38,6 +44,14 @@ def out() -> Console:
 def err() -> Console:
     """The console for progress and errors."""
     return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def show(result: _R, table: Callable[[_R], RenderableType], as_json: bool) -> None:
+    """Write a result to stdout: as a table, or as JSON."""
+    if as_json:
+        print_json(result)
+    else:
+        out().print(table(result))
 
 
 def print_json(value: object) -> None:
@@ -106,6 +120,43 @@ def _finished_line(p: RunProgress) -> str:
     said = f"{done.nuclei:,} nuclei" if done.state == "written" else done.state
     note = f" ({done.message})" if done.message else ""
     return f"[{p.image}/{p.images}] {done.name}: {said} in {done.seconds:.1f} s{note}"
+
+
+@contextmanager
+def download_progress() -> Iterator[DownloadProgress]:
+    """A bar per file that is being downloaded, or a line where there is no terminal; on stderr."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    console = err()
+    bar = Progress(
+        TextColumn("downloading {task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def progress(name: str, there: int, total: int | None) -> None:
+        if name not in tasks:
+            tasks[name] = bar.add_task(name, total=total)
+            if not console.is_terminal:
+                size = "" if total is None else f" ({total / 1e6:,.0f} MB)"
+                console.print(f"downloading {name}{size}", markup=False)
+        bar.update(tasks[name], completed=there, total=total)
+
+    with bar:
+        yield progress
 
 
 @contextmanager

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from pathosam_qupath.batch import Report
+    from pathosam_qupath.model.interface import NucleusModel
     from pathosam_qupath.picture import Box
     from pathosam_qupath.qupath.project import Color, Entry, Project
     from pathosam_qupath.run_record import RunManifest
@@ -66,9 +67,7 @@ def find_example() -> Path:
     return found[0]
 
 
-def run_demo(
-    out: Path, *, model: str = "bundled", device: str = "auto", report: Report | None = None
-) -> Demo:
+def run_demo(out: Path, model: NucleusModel, *, report: Report | None = None) -> Demo:
     """Copy the example project to ``out``, segment its annotations, draw and count.
 
     Raises
@@ -76,15 +75,13 @@ def run_demo(
     UsageError : ``out`` has something else in it.
     """
     from pathosam_qupath.batch import run
-    from pathosam_qupath.model import load_model
     from pathosam_qupath.qupath.project import open_project
     from pathosam_qupath.run_plan import RunOptions, plan_run
 
     path = copy_example(out)
-    loaded = load_model(model, device=device)
     with open_project(path, "embedded") as project:
         options = RunOptions()
-        record = run(project, loaded, options, plan_run(project, options), report=report)
+        record = run(project, model, options, plan_run(project, options), report=report)
     with open_project(path, "embedded") as project:
         pictures = [p for entry in project.entries for p in _draw(entry, project.classes, out)]
         table = count_nuclei(project)

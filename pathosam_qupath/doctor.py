@@ -30,6 +30,9 @@ _LIBRARIES = (
 )
 
 
+_PRESENCE = {"yes": "there", "in part": "there in part", "no": "not downloaded"}
+
+
 @dataclass(frozen=True)
 class Check:
     """One line of the doctor's report.
@@ -54,7 +57,7 @@ def examine(model: str = "bundled") -> list[Check]:
 
     Parameters
     ----------
-    model : the model that should load: "bundled" or a path.
+    model : the model that should load, as ``load_model`` takes it; none is downloaded.
     """
     looks: tuple[tuple[str, Callable[[], Check]], ...] = (
         ("Python", check_python),
@@ -65,6 +68,7 @@ def examine(model: str = "bundled") -> list[Check]:
         ("QuPath", check_qupath),
         ("Java", check_java),
         ("model", lambda: check_model(model)),
+        ("PathoSAM", check_published_models),
         ("example project", check_example),
     )
     return [_look(name, look) for name, look in looks]
@@ -213,7 +217,15 @@ def check_model(model: str = "bundled") -> Check:
 
     from pathosam_qupath.errors import PathosamError
     from pathosam_qupath.model import load_model
+    from pathosam_qupath.model.catalogue import is_missing
 
+    if is_missing(model):
+        return Check(
+            "model",
+            "fail",
+            f"{model} is not downloaded, or not wholly",
+            f"Run `pathosam-qupath models download {model}`.",
+        )
     try:
         loaded = load_model(model, device="cpu")
     except PathosamError as error:
@@ -232,6 +244,19 @@ def check_model(model: str = "bundled") -> Check:
     return Check(
         "model", "ok", f"{info.name} ({info.weights_hash[:12]}), {info.mpp} µm/px, {classes}"
     )
+
+
+def check_published_models() -> Check:
+    """Which published models are in the cache; none needs to be."""
+    from pathosam_qupath.model.catalogue import list_models
+    from pathosam_qupath.model.registry import MODELS, cache_directory
+
+    names: dict[str, list[str]] = {}
+    for model in list_models():
+        if model.segments and model.name in MODELS:
+            names.setdefault(_PRESENCE[model.cached], []).append(model.name)
+    found = "; ".join(f"{presence}: {', '.join(those)}" for presence, those in names.items())
+    return Check("PathoSAM", "ok", f"{found} (cache: {cache_directory()})")
 
 
 def check_example() -> Check:

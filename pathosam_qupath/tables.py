@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathosam_qupath.doctor import Check
     from pathosam_qupath.export import Exported
     from pathosam_qupath.inspect_project import EntryReport
+    from pathosam_qupath.model.catalogue import FileCheck, ModelSummary
     from pathosam_qupath.rollback import EntryRollback
     from pathosam_qupath.run_plan import EntryPlan
     from pathosam_qupath.run_record import RunManifest
@@ -31,6 +32,9 @@ STATE_STYLE = {
     "warn": "yellow",
     "failed": "red",
     "fail": "red",
+    "intact": "green",
+    "not there": "yellow",
+    "damaged": "red",
 }
 UNCLASSIFIED = "unclassified"
 _MOST = 30
@@ -176,6 +180,70 @@ def checks_table(checks: Sequence[Check]) -> Table:
         status = _text(check.status, STATE_STYLE[check.status])
         table.add_row(status, _text(check.name), _text(found))
     return table
+
+
+def models_table(models: Sequence[ModelSummary]) -> Table:
+    """The table of ``models list``."""
+    table = _table("model", "parameters", "µm/px", "classes", "downloaded", "licence", "source")
+    for m in models:
+        presence = m.cached if m.files[0].url else "comes with it"
+        table.add_row(
+            m.name,
+            f"{m.parameters:.3g} M",
+            f"{m.mpp:g}",
+            _classes_text(m),
+            presence + (f", {_megabytes(m.size)}" if m.size else ""),
+            m.licence,
+            _text(m.source),
+        )
+    return table
+
+
+def model_table(model: ModelSummary) -> Table:
+    """What ``models info`` says."""
+    facts = [
+        ("model", model.name),
+        ("what it is", model.description),
+        ("parameters", f"{model.parameters:.3g} million"),
+        ("works at", f"{model.mpp:g} µm/px"),
+        ("classes", _classes_text(model)),
+        ("licence", model.licence),
+        ("source", model.source),
+    ]
+    for file in model.files:
+        there = "not there" if file.size is None else _megabytes(file.size)
+        origin = file.url or "comes with the package"
+        facts.append(("file", f"{file.name}: {there}\n{file.path}\n{origin}\n{file.hash}"))
+    table = Table(show_header=False, box=None)
+    for name in ("name", "value"):
+        table.add_column(name, overflow="fold")
+    for name, value in facts:
+        table.add_row(name, _text(value))
+    return table
+
+
+def files_table(checks: Sequence[FileCheck]) -> Group:
+    """The table of ``models verify``, and what to do about files that are not intact."""
+    table = _table("model", "file", "state", "path")
+    notes = []
+    for c in checks:
+        state = _text(c.state, STATE_STYLE[c.state])
+        table.add_row(c.model, _text(c.file), state, _text(str(c.path)))
+        if c.remedy is not None:
+            found = "nothing" if c.found is None else c.found
+            said = f"{c.file}: expected {c.expected}, found {found}. {c.remedy}"
+            notes.append(_text(said, STATE_STYLE[c.state]))
+    return Group(table, *notes)
+
+
+def _classes_text(model: ModelSummary) -> str:
+    if not model.segments:
+        return "none: prompts only"
+    return ", ".join(model.classes) or "none"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def exports_table(exported: Sequence[Exported]) -> Table:

@@ -1,6 +1,9 @@
 """What several parts of the tests use: a real project to work on, the bundled model."""
 
+import threading
+
 import pytest
+from download_server import Server
 from ihc_project import IMAGE, MPP, IhcProject
 
 
@@ -31,3 +34,16 @@ def segment(bundled_model):
             return run(project, bundled_model, chosen, plans, report=report)
 
     return segment_project
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A server of model files, and an empty cache for what is downloaded from it."""
+    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
+    monkeypatch.delenv("PATHOSAM_OFFLINE", raising=False)
+    served = Server()
+    thread = threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield served
+    served.shutdown()
+    served.server_close()

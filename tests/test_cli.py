@@ -42,7 +42,16 @@ def test_importing_the_command_line_loads_nothing_heavy():
     assert not {"skimage", "pyarrow", "tifffile", "tiffslide", "PIL"} & set(loaded)
 
 
-@pytest.mark.parametrize("words", [["--help"], ["segment", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["segment", "--help"],
+        ["train", "--help"],
+        ["models", "--help"],
+        ["models", "list", "--help"],
+    ],
+)
 def test_help_loads_nothing_heavy_either(words):
     loaded = in_a_new_process(
         "import sys, io, contextlib\n"
@@ -57,7 +66,7 @@ def test_help_loads_nothing_heavy_either(words):
 def test_help_lists_every_command_and_the_exit_codes(command):
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("inspect", "segment", "export", "rollback", "runs", "demo", "doctor"):
+    for name in ("inspect", "segment", "export", "rollback", "runs", "demo", "doctor", "models"):
         assert name in out
     shown = " ".join(out.split())
     for sentence in EXIT_CODES.split(" · "):

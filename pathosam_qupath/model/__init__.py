@@ -12,18 +12,24 @@ from pathosam_qupath.errors import ModelError
 
 if TYPE_CHECKING:
     from pathosam_qupath.model.interface import NucleusModel
+    from pathosam_qupath.model.registry import Progress
 
 #: Name of the model that comes with the package.
 BUNDLED = "bundled"
 
 
-def load_model(name_or_path: str | Path = BUNDLED, device: str = "auto") -> NucleusModel:
+def load_model(
+    name_or_path: str | Path = BUNDLED, device: str = "auto", *, progress: Progress | None = None
+) -> NucleusModel:
     """Load a model by name or from a weight file.
 
     Parameters
     ----------
-    name_or_path : "bundled", or the path of a file that `train` wrote.
+    name_or_path : "bundled"; a published model (see ``registry.MODELS``), downloaded if it is
+        not there; a ``.safetensors`` file that `train` wrote; or any other file, a checkpoint
+        of PathoSAM with its decoder. A name goes before a file that is called the same.
     device : "auto" (CUDA, else Apple's GPU, else CPU), "cpu", "cuda", "cuda:1", "mps".
+    progress : called while files arrive.
 
     Raises
     ------
@@ -35,28 +41,31 @@ def load_model(name_or_path: str | Path = BUNDLED, device: str = "auto") -> Nucl
     >>> model.info.classes
     ('Epithelial', 'Inflammatory', 'Connective')
     """
-    from pathosam_qupath.model.compact import CompactModel
-    from pathosam_qupath.model.weights import file_sha256, load_weights
+    from pathosam_qupath.model.registry import MODELS
 
-    path = Path(name_or_path)
-    expected = None
-    if str(name_or_path) == BUNDLED:
-        path, expected = _bundled()
-    elif not path.is_file():
+    name, path = str(name_or_path), Path(name_or_path)
+    if name == BUNDLED:
+        return _load_compact(*bundled_weights(), device)
+    if name in MODELS:
+        return _load_published(name, device, progress)
+    if not path.is_file():
         raise ModelError(
             name_or_path,
             "it is neither a model's name nor a file",
-            f"Give `{BUNDLED}` or the path of a .safetensors file.",
+            f"Give {', '.join(segmenting_models())}, or the path of a weight file.",
         )
-    sha256 = file_sha256(path)
-    if expected is not None and sha256 != expected:
-        raise ModelError(
-            path,
-            f"its SHA-256 is {sha256[:12]}…, expected {expected[:12]}…: the file is damaged",
-            "Install the package again.",
-        )
-    network, description = load_weights(path)
-    return CompactModel(network, description, weights_hash=sha256, device=choose_device(device))
+    if path.suffix == ".safetensors":
+        return _load_compact(path, None, device)
+    from pathosam_qupath.model.pathosam import load_pathosam
+
+    return load_pathosam("checkpoint", checkpoint=path, device=device)
+
+
+def segmenting_models() -> tuple[str, ...]:
+    """Names of the models that find nuclei by themselves."""
+    from pathosam_qupath.model.registry import MODELS
+
+    return (BUNDLED, *(model.name for model in MODELS.values() if model.decoder is not None))
 
 
 def choose_device(device: str = "auto") -> str:
@@ -95,8 +104,37 @@ def bundled_file(name: str) -> Path:
     return path
 
 
-def _bundled() -> tuple[Path, str]:
+def bundled_weights() -> tuple[Path, str]:
     """The bundled weight file and the SHA-256 that it must have."""
     listing = bundled_file("SHA256SUMS").read_text(encoding="utf-8")
     sha256, name = listing.split()
     return bundled_file(name), sha256
+
+
+def _load_compact(path: Path, expected: str | None, device: str) -> NucleusModel:
+    """A compact model; its SHA-256 is checked where one is expected."""
+    from pathosam_qupath.model.compact import CompactModel
+    from pathosam_qupath.model.weights import file_sha256, load_weights
+
+    sha256 = file_sha256(path)
+    if expected is not None and sha256 != expected:
+        raise ModelError(
+            path,
+            f"its SHA-256 is {sha256[:12]}…, expected {expected[:12]}…: the file is damaged",
+            "Install the package again.",
+        )
+    network, description = load_weights(path)
+    return CompactModel(network, description, weights_hash=sha256, device=choose_device(device))
+
+
+def _load_published(name: str, device: str, progress: Progress | None) -> NucleusModel:
+    """A published model; one that only answers prompts is refused before it is downloaded."""
+    if name not in segmenting_models():
+        raise ModelError(
+            name,
+            "it was published without a decoder of nuclei and only answers prompts",
+            f"Give {', '.join(segmenting_models())}.",
+        )
+    from pathosam_qupath.model.pathosam import load_pathosam
+
+    return load_pathosam(name, device=device, progress=progress)

@@ -34,7 +34,10 @@ from pathosam_qupath.model.checkpoints import Checkpoint, read_checkpoint
 from pathosam_qupath.model.interface import ModelInfo
 from pathosam_qupath.model.preprocessing import PreparedTile, prepare
 from pathosam_qupath.model.registry import (
+    CLASSES,
+    COLORS,
     MODELS,
+    MPP,
     ModelFiles,
     Progress,
     fetch_model,
@@ -43,17 +46,9 @@ from pathosam_qupath.model.registry import (
 from pathosam_qupath.model.sam import Embedding, SamConfig, SamModel, build_sam
 from pathosam_qupath.model.unetr import Normalization, UnetrDecoder, Window, build_unetr
 
-MPP = 0.25
-"""Micrometres per pixel of the training images (40x)."""
-
 TILE = 512
 HALO = 64
 """patho_sam's tiling: 384 pixels and 64 around them; 512 become SAM's 1024 exactly."""
-
-CLASSES = ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
-"""PanNuke's classes; ids 1…5 of the reference's semantic labels."""
-
-COLORS = ((220, 30, 40), (50, 170, 60), (40, 110, 220), (120, 120, 120), (250, 160, 40))
 
 NO_FOREGROUND = 0.05
 """A tile whose foreground nowhere exceeds this holds no nucleus at any useful threshold."""
@@ -121,7 +116,8 @@ def load_pathosam(
         raise ModelError(
             files.path,
             "expected an instance decoder (decoder_state) beside SAM's weights, found none",
-            "Give the decoder's file too.",
+            "Give a checkpoint that holds both, as micro-sam exports it, or from Python the "
+            "decoder's file too.",
         )
     classes = None
     if paths.semantic is not None:

@@ -29,6 +29,14 @@ CHUNK = 1 << 20
 TIMEOUT = 30
 """Seconds without a byte after which a server counts as gone."""
 
+MPP = 0.25
+"""Micrometres per pixel of PathoSAM's training images (40x)."""
+
+CLASSES = ("Neoplastic", "Inflammatory", "Connective", "Dead", "Epithelial")
+"""PanNuke's classes; ids 1…5 of the reference's semantic labels."""
+
+COLORS = ((220, 30, 40), (50, 170, 60), (40, 110, 220), (120, 120, 120), (250, 160, 40))
+
 
 @dataclass(frozen=True)
 class PublishedFile:
@@ -58,6 +66,8 @@ class PublishedModel:
     decoder : file of the instance decoder; None where none was published.
     semantic : file of the semantic decoder (nucleus classes); None where there is none.
     description : one line for a list.
+    parameters : in millions, decoders included.
+    licence, source : under what and where its publisher offers it.
     """
 
     name: str
@@ -66,6 +76,9 @@ class PublishedModel:
     decoder: PublishedFile | None
     semantic: PublishedFile | None
     description: str
+    parameters: float
+    licence: str = "MIT (of PathoSAM's code)"
+    source: str = "https://github.com/computational-cell-analytics/patho-sam"
 
     @property
     def files(self) -> tuple[PublishedFile, ...]:
@@ -97,6 +110,7 @@ MODELS: dict[str, PublishedModel] = {
                 "sha256:bdd05a55c72c02abce72a7aa6885c6ec21df9c43fda9cf3c5d11ef5788de0ab0",
             ),
             "PathoSAM, base: nuclei and, by its semantic decoder, five classes",
+            115.8,
         ),
         PublishedModel(
             "vit_l_histopathology",
@@ -111,6 +125,7 @@ MODELS: dict[str, PublishedModel] = {
             ),
             None,
             "PathoSAM, large: nuclei without classes",
+            323.4,
         ),
         PublishedModel(
             "vit_h_histopathology",
@@ -125,6 +140,7 @@ MODELS: dict[str, PublishedModel] = {
             ),
             None,
             "PathoSAM, huge: nuclei without classes",
+            652.1,
         ),
         PublishedModel(
             "vit_t",
@@ -133,6 +149,9 @@ MODELS: dict[str, PublishedModel] = {
             None,
             None,
             "MobileSAM: small, prompts only (needs the package mobile_sam)",
+            10.1,
+            "Apache-2.0 (of MobileSAM's code)",
+            "https://github.com/ChaoningZhang/MobileSAM",
         ),
     )
 }
@@ -172,7 +191,7 @@ def find_model(name: str) -> PublishedModel:
         raise UsageError(
             f"model {name}",
             f"expected one of {', '.join(MODELS)}",
-            "Give one of these, or a checkpoint file with --checkpoint.",
+            "Give one of these; `pathosam-qupath models list` says more about them.",
         )
     return MODELS[name]
 
@@ -222,7 +241,7 @@ def verify(path: Path, file: PublishedFile) -> None:
         raise ModelError(
             path,
             f"expected {file.name} with {file.hash}, found {found} ({path.stat().st_size:,} bytes)",
-            "Delete the file and download it again.",
+            f"Get the file again from {file.url}",
         )
 
 
@@ -259,7 +278,7 @@ def fetch(
         raise ModelError(
             found.path,
             f"the file {state}, and downloads are switched off",
-            f"Download {file.url} elsewhere and run: models import {file.name} FILE",
+            f"Download {file.url} elsewhere and run: {_importing(file)}",
         )
     pooch.get_logger().setLevel("WARNING")
     try:
@@ -275,16 +294,19 @@ def fetch(
             file.url,
             f"the download of {file.name} failed ({error})",
             "Try again: what has arrived is kept. Or download it with a browser and run: "
-            f"models import {file.name} FILE",
+            f"{_importing(file)}",
         ) from error
     except ValueError as error:
         raise ModelError(
             file.url,
             f"expected {file.name} with {file.hash}, and what arrived is something else",
-            "Try again later, or get the file from its publisher and run: "
-            f"models import {file.name} FILE",
+            f"Try again later, or get the file from its publisher and run: {_importing(file)}",
         ) from error
     return found.path
+
+
+def _importing(file: PublishedFile) -> str:
+    return f"pathosam-qupath models import FILE --as {file.name}"
 
 
 @dataclass(frozen=True)

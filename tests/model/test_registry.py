@@ -1,10 +1,9 @@
 """Downloads from a server that behaves, breaks off, and lies."""
 
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from download_server import CONTENT
 
 from pathosam_qupath.errors import ModelError, UsageError
 from pathosam_qupath.model import registry
@@ -19,49 +18,6 @@ from pathosam_qupath.model.registry import (
     status,
     verify,
 )
-
-CONTENT = bytes(range(256)) * 20_000
-
-
-class Server(ThreadingHTTPServer):
-    """Serves ``content``; breaks off after ``limit`` bytes; knows ranges unless told not to."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.limit, self.ranges, self.requests = CONTENT, None, True, []
-        self.url = f"http://127.0.0.1:{self.server_port}/download"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_GET(self):
-        wanted = self.headers.get("Range")
-        self.server.requests.append(wanted)
-        start = 0
-        if wanted and self.server.ranges:
-            start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            if start >= len(self.server.content):
-                self.send_error(416)
-                return
-        self.send_response(206 if start else 200)
-        body = self.server.content[start:]
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.limit])
-
-    def log_message(self, *arguments):
-        pass
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))
-    monkeypatch.delenv("PATHOSAM_OFFLINE", raising=False)
-    served = Server()
-    thread = threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield served
-    served.shutdown()
-    served.server_close()
 
 
 @pytest.fixture

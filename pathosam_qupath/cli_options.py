@@ -1,0 +1,59 @@
+"""Options and arguments that several commands of the command line take."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Backend(str, Enum):
+    """How a project is read and written."""
+
+    auto = "auto"
+    paquo = "paquo"
+    embedded = "embedded"
+
+
+class ExportFormat(str, Enum):
+    """What ``export`` writes."""
+
+    geojson = "geojson"
+    parquet = "parquet"
+
+
+ProjectArgument = Annotated[
+    Path, typer.Argument(metavar="PROJECT", help="A project's folder or its .qpproj file.")
+]
+BackendOption = Annotated[
+    Backend,
+    typer.Option(help="QuPath's own code (paquo), ours (embedded), or the first that is there."),
+]
+PathMapOption = Annotated[
+    list[str],
+    typer.Option(
+        "--path-map", metavar="FROM=TO", help="Images that lie under FROM are under TO now; repeat."
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write the result as JSON to stdout.")]
+ImagesOption = Annotated[
+    list[str],
+    typer.Option(
+        "--images", metavar="GLOB", help="Images by name (with * and ?) or id; repeat. Default all."
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="`bundled`, a model of `models list` (downloaded if it is not there), or a file: "
+        "weights of `train` (.safetensors) or a checkpoint of PathoSAM.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+MppOption = Annotated[
+    float | None,
+    typer.Option(metavar="µm/px", help="Pixel size of the images, where theirs is missing."),
+]
