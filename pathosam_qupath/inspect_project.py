@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pathosam_qupath.errors import PathosamError
+from pathosam_qupath.errors import PathosamError, UsageError
 from pathosam_qupath.regions import (
     IGNORED_CLASS,
     choose_regions,
@@ -67,8 +67,19 @@ class EntryReport:
 def inspect_project(
     project: Project, *, images: Sequence[str] = (), mpp: float | None = None
 ) -> list[EntryReport]:
-    """Look at every image of a project (or at those whose name or id fits ``images``)."""
-    return [inspect_entry(e, mpp=mpp) for e in project.entries if is_chosen(e, images)]
+    """Look at every image of a project (or at those whose name or id fits ``images``).
+
+    Raises
+    ------
+    UsageError : no image fits.
+    """
+    entries = [entry for entry in project.entries if is_chosen(entry, images)]
+    if images and not entries:
+        names = ", ".join(repr(e.name) for e in project.entries[:8]) or "none"
+        raise UsageError(
+            "--images " + " ".join(images), "no image fits", f"Images of this project: {names}."
+        )
+    return [inspect_entry(entry, mpp=mpp) for entry in entries]
 
 
 def inspect_entry(entry: Entry, *, mpp: float | None = None) -> EntryReport:

@@ -163,7 +163,7 @@ def open_entry(entry: Entry, mpp: float | None = None) -> Slide:
         raise ImageError(
             f"image {entry.name!r}",
             image.problem or "the file is not found",
-            "Say where the images are now with --path-map FROM=TO.",
+            "Leave it out with --images to segment the others.",
         )
     if entry.image_type == "FLUORESCENCE":
         raise ImageError(
@@ -171,19 +171,20 @@ def open_entry(entry: Entry, mpp: float | None = None) -> Slide:
             "its type is fluorescence; the model knows stained tissue in transmitted light",
             "Leave it out with --images, or set its type in QuPath if that is wrong.",
         )
-    given: tuple[float, float] | float | None = mpp
-    if given is None and image.mpp is not None:
-        # The project's is along the axes of the image as shown, the slide's along the file's.
-        given = image.mpp[::-1] if image.rotation % 180 else image.mpp
     return open_slide(
-        image.path, series=image.series, rotation=image.rotation, crop=image.crop, mpp=given
+        image.path,
+        series=image.series,
+        rotation=image.rotation,
+        crop=image.crop,
+        mpp=image.mpp if mpp is None else mpp,
     )
 
 
 def is_chosen(entry: Entry, patterns: Sequence[str]) -> bool:
     """Whether an image's name or id fits one of the patterns; it does where there are none."""
+    # A name with brackets ("LuCa_[13860,52919].tif") is meant as it is where it fits so.
     return not patterns or any(
-        fnmatch.fnmatchcase(entry.name, p) or entry.id == p for p in patterns
+        p in (entry.name, entry.id) or fnmatch.fnmatchcase(entry.name, p) for p in patterns
     )
 
 

@@ -181,6 +181,37 @@ def test_what_a_person_can_mend_is_one_sentence_and_its_exit_code(
     assert file_hash(ihc.data) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["inspect", "nowhere"], 3, "does not exist"),
+        (["inspect"], 2, "Missing argument 'PROJECT'"),
+        (["inspect", "{project}", "--backend", "java"], 2, "java"),
+        (["inspect", "{project}", "--images", "no*such"], 2, "no image fits"),
+        (["segment", "{project}", "--mpp", "small"], 2, "number"),
+        (["export", "{project}"], 2, "--out"),
+    ],
+)
+def test_errors_are_json_too_where_json_is_wanted(ihc, command, words, code, said):
+    left, out, err = command(*[word.format(project=ihc.path) for word in words], "--json")
+    failure = json.loads(out)["error"]
+    assert left == code == failure["exit_code"]
+    assert set(failure) == {"subject", "cause", "remedy", "exit_code"}
+    assert said in failure["cause"]
+    assert err.startswith("Error: ")
+
+
+def test_an_error_that_nobody_foresaw_is_json_with_a_traceback_after_it(ihc, capsys, monkeypatch):
+    def broken(*_, **__):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("pathosam_qupath.inspect_project.inspect_project", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["inspect", *ihc.words, "--json"])
+    failure = json.loads(capsys.readouterr().out)["error"]
+    assert (failure["subject"], failure["exit_code"]) == ("ZeroDivisionError", 1)
+
+
 def test_an_unknown_option_is_a_usage_error(command):
     assert command("segment", "--no-such-option")[0] == 2
 
