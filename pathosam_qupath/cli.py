@@ -315,18 +315,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except PathosamError as error:
         _fail(error, as_json=as_json)
     except KeyboardInterrupt:
-        _interrupted()
+        _interrupted(as_json=as_json)
     except SystemExit as leaving:
         # Typer turns Ctrl-C into exit code 130 without a word.
         if leaving.code == INTERRUPTED:
-            _interrupted()
+            _interrupted(as_json=as_json)
         raise
     except Exception as error:
         if not as_json:
             raise
         _fail_otherwise(error)
     if code == INTERRUPTED:
-        _interrupted()
+        _interrupted(as_json=as_json)
     raise SystemExit(code)
 
 
@@ -383,11 +383,15 @@ def _fail_otherwise(error: Exception) -> NoReturn:
     raise error
 
 
-def _interrupted() -> NoReturn:
-    sys.stderr.write(
-        "\nInterrupted. Images that were finished are written, the others are as they were; "
-        "run the same command again to go on.\n"
-    )
+def _interrupted(*, as_json: bool) -> NoReturn:
+    done = "Images that were finished are written, the others are as they were"
+    again = "run the same command again to go on."
+    if as_json:
+        from pathosam_qupath.console import print_json
+
+        said = {"subject": "interrupted", "cause": done, "remedy": again.capitalize()}
+        print_json({"error": {**said, "exit_code": INTERRUPTED}})
+    sys.stderr.write(f"\nInterrupted. {done}; {again}\n")
     raise SystemExit(INTERRUPTED)
 
 

@@ -212,6 +212,21 @@ def test_an_error_that_nobody_foresaw_is_json_with_a_traceback_after_it(ihc, cap
     assert (failure["subject"], failure["exit_code"]) == ("ZeroDivisionError", 1)
 
 
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_an_interruption_is_said_and_has_its_exit_code(ihc, command, monkeypatch, json_wanted):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathosam_qupath.inspect_project.inspect_project", interrupted)
+    code, out, err = command("inspect", *ihc.words, *["--json"] * json_wanted)
+    assert code == 130
+    assert "Interrupted." in err
+    if json_wanted:
+        assert json.loads(out)["error"]["exit_code"] == 130
+    else:
+        assert out == ""
+
+
 def test_an_unknown_option_is_a_usage_error(command):
     assert command("segment", "--no-such-option")[0] == 2
 
