@@ -131,10 +131,11 @@ def test_a_folder_without_samples_is_refused(tmp_path):
         train(CONFIG, [tmp_path], tmp_path / "out")
 
 
-def test_the_bundled_configuration_is_readable():
+@pytest.mark.parametrize("name", ["training.json", "training-2.json"])
+def test_the_bundled_configurations_are_readable(name):
     from pathosam_qupath.model import bundled_file
 
-    config = read_training_config(bundled_file("training.json"))
+    config = read_training_config(bundled_file(name))
     assert [c.name for c in config.classes] == ["Epithelial", "Inflammatory", "Connective"]
     assert config.network.classes == 3
 
