@@ -171,14 +171,24 @@ def _treat_safely(
         entry = replace(now, state="failed", message=str(error), exit_code=error.exit_code)
     except Exception as error:
         now = record.manifest.entry(entry.id)
-        where = record.entry_folder(entry.id) / "traceback.txt"
-        where.parent.mkdir(parents=True, exist_ok=True)
-        where.write_text(traceback.format_exc(), encoding="utf-8")
+        where = _store_traceback(record, entry.id)
         message = f"unexpected {type(error).__name__}: {error}. Details: {where}"
         entry = replace(now, state="failed", message=message, exit_code=1)
     entry = replace(entry, seconds=round(time.monotonic() - began, 3))
     record.update(entry)
     return entry
+
+
+def _store_traceback(record: RunRecord, entry_id: str) -> str:
+    """Keep what a developer needs of an unexpected error; returns where, or why not."""
+    where = record.entry_folder(entry_id) / "traceback.txt"
+    text = traceback.format_exc()
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return f"{text.splitlines()[-1]} (the whole could not be stored: {error})"
+    return str(where)
 
 
 def _treat(

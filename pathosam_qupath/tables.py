@@ -153,7 +153,7 @@ def rollback_table(results: Sequence[EntryRollback]) -> Table:
     """The summary of a rollback."""
     table = _table("image", "what happened", "nuclei removed", "edited ones kept", "note")
     words = {
-        "restored": "old file back, byte for byte",
+        "restored": "as it was before, byte for byte",
         "removed": "own untouched nuclei removed",
         "nothing": "nothing to undo",
         "failed": "failed",
