@@ -13,6 +13,7 @@ kept in Java's modified UTF-8.
 from __future__ import annotations
 
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -225,15 +226,15 @@ class Reference:
     target: Node
 
 
-class Run:
+class Run(ABC):
     """Many consecutive objects in one entry of a contents list (``java_runs``)."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def write(self, writer: StreamWriter) -> None:
         """Write the objects with a ``StreamWriter``."""
-        raise NotImplementedError
 
 
 Node: TypeAlias = (
