@@ -37,6 +37,21 @@ def segment(bundled_model):
 
 
 @pytest.fixture
+def command(capsys):
+    """Run a command line; (exit code, stdout, stderr)."""
+
+    from pathosam_qupath.cli import main
+
+    def run(*words):
+        with pytest.raises(SystemExit) as leaving:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return leaving.value.code or 0, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server of model files, and an empty cache for what is downloaded from it."""
     monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "cache"))

@@ -12,6 +12,8 @@ from pathosam_qupath.qupath.project import PathMap, open_project
 FIXTURES = Path(__file__).parent / "data" / "fixtures"
 IMAGE = "ihc.png"
 MPP = 0.6
+SEGMENT = ["--images", IMAGE, "--mpp", str(MPP), "--device", "cpu"]
+"""Arguments of ``segment`` for the image."""
 
 
 class IhcProject:

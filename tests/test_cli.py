@@ -6,26 +6,11 @@ import sys
 
 import geopandas as gpd
 import pytest
-from ihc_project import IMAGE, MPP
+from ihc_project import IMAGE, MPP, SEGMENT
 
 from pathosam_qupath.cli import EXIT_CODES, exit_code, main
 from pathosam_qupath.errors import ImageError
 from pathosam_qupath.run_record import file_hash
-
-SEGMENT = ["--images", IMAGE, "--mpp", str(MPP), "--device", "cpu"]
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command line; (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as leaving:
-            main([str(word) for word in words])
-        said = capsys.readouterr()
-        return leaving.value.code or 0, said.out, said.err
-
-    return run
 
 
 def in_a_new_process(code):

@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ihc_project import IMAGE, MPP
+from ihc_project import SEGMENT
 
-from pathosam_qupath.cli import main
 from pathosam_qupath.doctor import check_model, check_published_models
 from pathosam_qupath.errors import ModelError
 from pathosam_qupath.model import load_model
@@ -22,25 +21,11 @@ from pathosam_qupath.model.registry import (
 from pathosam_qupath.run_record import file_hash as qpdata_hash
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
-SEGMENT = ["--images", IMAGE, "--mpp", str(MPP), "--device", "cpu"]
 FILES = {
     "vit_b_histopathology": "tiny_ais.pt",
     "vit_b_histopathology_decoder": "tiny_ais.pt",
     "vit_b_histopathology_semantic_segmentation_decoder": "tiny_semantic_decoder.pt",
 }
-
-
-@pytest.fixture
-def command(capsys):
-    """Run a command line; (exit code, stdout, stderr)."""
-
-    def run(*words):
-        with pytest.raises(SystemExit) as leaving:
-            main([str(word) for word in words])
-        said = capsys.readouterr()
-        return leaving.value.code or 0, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ halves the file and changes maps by less than a grey level, and are used as floa
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -89,11 +88,9 @@ def load_weights(path: Path) -> tuple[CompactNetwork, CompactDescription]:
 
 def file_sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    import pooch
+
+    return str(pooch.file_hash(str(path), alg="sha256"))
 
 
 def _description(path: Path, metadata: Mapping[str, str]) -> CompactDescription:
