@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from pathosam_qupath.errors import ModelError, UsageError
 from pathosam_qupath.model.checkpoints import Checkpoint, read_checkpoint
 from pathosam_qupath.model.interface import ModelInfo
 from pathosam_qupath.model.preprocessing import PreparedTile, prepare
+from pathosam_qupath.model.prompts import Arrays, Prompt, PromptedMask
 from pathosam_qupath.model.registry import (
     CLASSES,
     COLORS,
@@ -44,6 +46,7 @@ from pathosam_qupath.model.registry import (
     file_hash,
 )
 from pathosam_qupath.model.sam import Embedding, SamConfig, SamModel, build_sam
+from pathosam_qupath.model.sam_prompts import segment_prompts
 from pathosam_qupath.model.unetr import Normalization, UnetrDecoder, Window, build_unetr
 
 TILE = 512
@@ -246,6 +249,7 @@ class PathosamModel:
             classes=() if classes is None else CLASSES,
             colors=() if classes is None else COLORS,
         )
+        self._winners: WeakKeyDictionary[Embedding, NDArray[np.uint8]] = WeakKeyDictionary()
         self._room = threading.BoundedSemaphore(_tiles_at_a_time(device, sam.config.side))
 
     def predict(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -308,6 +312,56 @@ class PathosamModel:
         prepared = self._prepare(tile)
         with self._working():
             return self.sam.embed(prepared)
+
+    def embedding_from_arrays(self, arrays: Arrays) -> Embedding:
+        """An embedding from what its ``to_arrays`` gave.
+
+        Raises
+        ------
+        ValueError, KeyError
+            If the arrays are not those of one of this model's embeddings.
+        """
+        features, sizes = arrays["features"], arrays["sizes"]
+        config = self.sam.config
+        shape = (1, config.channels, config.grid, config.grid)
+        if features.shape != shape or features.dtype != np.float32 or sizes.shape != (2, 2):
+            raise ValueError(f"expected float32 {shape}, found {features.dtype} {features.shape}")
+        (height, width), (rows, columns) = sizes.tolist()
+        on_device = torch.from_numpy(features).to(self.device)
+        return Embedding(on_device, (height, width), (rows, columns))
+
+    def prompt(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[PromptedMask]:
+        """The object of each prompt, which are in pixels of the tile; in their order."""
+        return segment_prompts(self.sam, embedding, prompts)
+
+    def embedded_maps(self, embedding: Embedding) -> NDArray[np.float32]:
+        """Foreground, centre and boundary distance, (3, height, width) float32.
+
+        Raises
+        ------
+        ModelError
+            If the model has no instance decoder.
+        """
+        decoder = self._required(self._instances, "instance decoder")
+        with self._working():
+            return self._decode(decoder, embedding, 0)[:3].cpu().numpy()
+
+    def embedded_classes(self, embedding: Embedding) -> NDArray[np.float32] | None:
+        """Votes (classes, height, width) float32 of 0 or 1; None without semantic decoder.
+
+        Decoded when first asked for, and kept as long as the embedding.
+        """
+        if self._classes is None:
+            return None
+        winners = self._winners.get(embedding)
+        if winners is None:
+            with self._working():
+                semantic = self._decode(self._classes, embedding, 0)
+                winners = semantic[1:].argmax(dim=0).to(torch.uint8).cpu().numpy()
+            self._winners[embedding] = winners
+        classes = np.arange(len(CLASSES), dtype=np.uint8)[:, None, None]
+        votes: NDArray[np.float32] = (winners == classes).astype(np.float32)
+        return votes
 
     def _prepare(self, tile: NDArray[np.uint8]) -> PreparedTile:
         return prepare(tile, self.sam.config.side)

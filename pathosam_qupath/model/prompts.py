@@ -1,42 +1,32 @@
-"""One nucleus from a click, a box or a mask, by SAM's prompt encoder and mask decoder.
+"""What a person says about an object, and what a model answers.
 
-:func:`segment_prompts` is the reference's arithmetic on one embedding. A
-:class:`PromptSegmenter` does it on a whole slide: it cuts a tile around each prompt instead
-of taking the prompt to a tile of a fixed grid, so no nucleus is cut by a tile's border, and
-it remembers embeddings, the costly part, within a bound.
+A prompt is a click, several clicks, a box, a rough outline, or all of them. Any model that
+keeps an embedding of a tile, the costly part, can answer prompts on it: SAM with its mask
+decoder (``sam_prompts``), a network of distance maps with a watershed. What the
+segmentation asks of such a model is :class:`PromptableModel`; nothing here needs torch.
 
-Coordinates are (x, y) in pixels, those of a tile or of the slide at the model's µm/px;
-boxes are x0, y0, x1, y1.
+Coordinates are (x, y) in pixels, boxes x0, y0, x1, y1; whether of a tile, of the slide at the
+model's µm/px or of the slide itself is said where prompts are taken. A pixel's corner is an
+integer, its middle lies half a pixel further.
 """
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from skimage.transform import resize
-from torch import Tensor
-from torch.nn import functional
 
-from pathosam_qupath.errors import UsageError
+from pathosam_qupath.errors import ModelError, UsageError
 from pathosam_qupath.model.interface import ModelInfo
-from pathosam_qupath.model.preprocessing import resized_shape
-from pathosam_qupath.model.sam import Embedding, SamModel
 
-MASK_CERTAINTY = 1e-3
-"""A mask prompt says inside with 1 - this, outside with this."""
+if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
 
-TILE_STEP = 64
-"""Prompt tiles begin at multiples of this, so neighbouring prompts share embeddings."""
-
-LARGEST_TILE = 4
-"""How many of the model's tiles in a row one prompt's tile may at most be."""
+Arrays = Mapping[str, "NDArray[np.generic]"]
+"""Arrays by name, as a file of safetensors holds them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +39,9 @@ class Prompt:
     labels : per point, True where the point lies in the object, False where it does not.
         Empty: all lie in it.
     box : x0, y0, x1, y1 around the object.
-    mask : (height, width) bool, a rough outline; the size of the tile or region.
-    mask_origin : x and y of the mask's first pixel on the slide (0, 0 on a tile).
+    mask : (height, width) bool, a rough outline. On a tile it is as large as the tile.
+    mask_origin : x and y of the mask's first pixel (0, 0 on a tile).
+    outline : polygons instead of a mask, drawn into one when the prompt comes to its tile.
     """
 
     points: tuple[tuple[float, float], ...] = ()
@@ -58,41 +49,110 @@ class Prompt:
     box: tuple[float, float, float, float] | None = None
     mask: NDArray[np.bool_] | None = None
     mask_origin: tuple[int, int] = (0, 0)
+    outline: BaseGeometry | None = None
 
     def __post_init__(self) -> None:
         if self.labels and len(self.labels) != len(self.points):
             raise _unusable(f"found {len(self.points)} points with {len(self.labels)} labels")
-        if not self.points and self.box is None and self.mask is None:
+        if not np.isfinite(
+            [*self.points, *((self.box[:2], self.box[2:]) if self.box else ())]
+        ).all():
+            raise _unusable("found a coordinate that is no number")
+        if self.mask is not None and self.outline is not None:
+            raise _unusable("found both a mask and an outline")
+        if not self.points and self.box is None and self.mask is None and self.outline is None:
             raise _unusable("found neither a point nor a box nor a mask")
         if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
             raise _unusable(f"found a box without area, {self.box}")
         if self.mask is not None and not self.mask.any():
             raise _unusable("found an empty mask")
+        if self.outline is not None and not self.outline.area > 0:
+            raise _unusable(f"found a {self.outline.geom_type} without area")
+
+    @classmethod
+    def from_geometry(
+        cls,
+        geometry: BaseGeometry,
+        *,
+        points: Sequence[tuple[float, float]] = (),
+        labels: Sequence[bool] = (),
+    ) -> Prompt:
+        """An object that is there, as a guess: the model redraws it.
+
+        As in the reference (``segment_from_mask``) the model gets the shape as an earlier
+        mask and the box around it.
+
+        Parameters
+        ----------
+        geometry : polygon or multipolygon; one that crosses itself is repaired.
+        points, labels : clicks that say more.
+
+        Raises
+        ------
+        UsageError
+            If the geometry has no area.
+        """
+        import shapely
+
+        outline = geometry if geometry.is_valid else shapely.make_valid(geometry)
+        return cls(points=tuple(points), labels=tuple(labels), outline=outline)
 
     @property
     def is_single_click(self) -> bool:
         """One positive point and nothing else: the object's extent is ambiguous."""
-        positive = self.labels in ((), (True,))
-        return len(self.points) == 1 and positive and self.box is None and self.mask is None
+        alone = self.box is None and self.mask is None and self.outline is None
+        return alone and len(self.points) == 1 and self.labels in ((), (True,))
+
+    @property
+    def clicks(self) -> tuple[tuple[float, float], ...]:
+        """The points that lie in the object."""
+        labels = self.labels or (True,) * len(self.points)
+        return tuple(p for p, label in zip(self.points, labels, strict=True) if label)
 
     def bounds(self) -> tuple[float, float, float, float]:
         """x0, y0, x1, y1 of all that belongs to the object (of negative points if alone)."""
-        labels = self.labels or (True,) * len(self.points)
-        inside = [p for p, label in zip(self.points, labels, strict=True) if label]
-        corners = [*inside]
+        corners = [*self.clicks]
         if self.box is not None:
             corners += [self.box[:2], self.box[2:]]
         if self.mask is not None:
-            x0, y0, x1, y1 = mask_box(self.mask)
+            left, top, right, bottom = mask_box(self.mask)
             dx, dy = self.mask_origin
-            corners += [(x0 + dx, y0 + dy), (x1 + dx, y1 + dy)]
+            corners += [(left + dx, top + dy), (right + dx, bottom + dy)]
+        if self.outline is not None:
+            x0, y0, x1, y1 = self.outline.bounds
+            corners += [(x0, y0), (x1, y1)]
         xs, ys = zip(*(corners or self.points), strict=True)
         return min(xs), min(ys), max(xs), max(ys)
+
+    def scaled(self, scale: tuple[float, float]) -> Prompt:
+        """The same prompt in pixels of which each is ``scale`` (x, y) of the present ones."""
+        sx, sy = scale
+        box = None
+        if self.box is not None:
+            x0, y0, x1, y1 = self.box
+            box = (x0 / sx, y0 / sy, x1 / sx, y1 / sy)
+        mask, origin = self.mask, self.mask_origin
+        if mask is not None and scale != (1.0, 1.0):
+            mask, origin = _resampled(mask, origin, scale)
+        outline = self.outline
+        if outline is not None:
+            import shapely
+
+            outline = shapely.transform(outline, lambda xy: xy / np.array(scale))
+        return replace(
+            self,
+            points=tuple((x / sx, y / sy) for x, y in self.points),
+            box=box,
+            mask=mask,
+            mask_origin=origin,
+            outline=outline,
+        )
 
     def moved(self, x: int, y: int, size: tuple[int, int]) -> Prompt:
         """The same prompt on a tile that begins at x, y and has a height and width.
 
-        Negative points outside the tile are left out, boxes and masks are cut to it.
+        Points outside the tile are left out, boxes and masks are cut to it; an outline
+        becomes a mask.
         """
         height, width = size
         labels = self.labels or (True,) * len(self.points)
@@ -108,23 +168,64 @@ class Prompt:
         mask = None
         if self.mask is not None:
             mask = np.zeros(size, bool)
-            left, top = self.mask_origin[0] - x, self.mask_origin[1] - y
-            rows = slice(max(0, top), max(0, top + self.mask.shape[0]))
-            columns = slice(max(0, left), max(0, left + self.mask.shape[1]))
-            target = mask[rows, columns]
-            first_row, first_column = max(0, -top), max(0, -left)
-            target[...] = self.mask[
-                first_row : first_row + target.shape[0],
-                first_column : first_column + target.shape[1],
-            ]
-        return replace(
-            self,
+            _paste(self.mask, self.mask_origin[0] - x, self.mask_origin[1] - y, mask)
+        elif self.outline is not None:
+            mask = np.zeros(size, bool)
+            drawn, left, top = _drawn(self.outline)
+            _paste(drawn, left - x, top - y, mask)
+        return Prompt(
             points=tuple(point for point, _ in kept),
             labels=tuple(label for _, label in kept),
             box=box,
             mask=mask,
-            mask_origin=(0, 0),
         )
+
+
+def _resampled(
+    mask: NDArray[np.bool_], origin: tuple[int, int], scale: tuple[float, float]
+) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """A mask in larger or smaller pixels, each what its middle falls on; never empty."""
+    sizes = (mask.shape[1], mask.shape[0])
+    starts, at = [], []
+    for start, size, step in zip(origin, sizes, scale, strict=True):
+        first = int(np.floor(start / step))
+        middles = np.arange(first, int(np.ceil((start + size) / step))) + 0.5
+        starts.append(first)
+        at.append(np.floor(middles * step).astype(np.int64) - start)
+    columns, rows = at
+    inside = ((rows >= 0) & (rows < sizes[1]))[:, None] & ((columns >= 0) & (columns < sizes[0]))
+    taken = mask[np.clip(rows, 0, sizes[1] - 1)[:, None], np.clip(columns, 0, sizes[0] - 1)]
+    result = taken & inside
+    if not result.any():
+        y, x = np.argwhere(mask).mean(axis=0)
+        row = int((origin[1] + y) // scale[1]) - starts[1]
+        result[row, int((origin[0] + x) // scale[0]) - starts[0]] = True
+    return result, (starts[0], starts[1])
+
+
+def _drawn(outline: BaseGeometry) -> tuple[NDArray[np.bool_], int, int]:
+    """Pixels whose middle lies in polygons, and x and y of the first; never none."""
+    import shapely
+
+    x0, y0, x1, y1 = outline.bounds
+    left, top = int(np.floor(x0)), int(np.floor(y0))
+    columns = np.arange(left, int(np.ceil(x1))) + 0.5
+    rows = np.arange(top, int(np.ceil(y1))) + 0.5
+    shapely.prepare(outline)
+    mask = np.asarray(shapely.contains_xy(outline, columns[None], rows[:, None]), bool)
+    if not mask.any():
+        inside = outline.representative_point()
+        mask[int(inside.y) - top, int(inside.x) - left] = True
+    return mask, left, top
+
+
+def _paste(source: NDArray[np.bool_], left: int, top: int, target: NDArray[np.bool_]) -> None:
+    """Put a mask at a place of a larger one; what lies outside is lost."""
+    rows = slice(max(0, top), max(0, top + source.shape[0]))
+    columns = slice(max(0, left), max(0, left + source.shape[1]))
+    part = target[rows, columns]
+    row, column = max(0, -top), max(0, -left)
+    part[...] = source[row : row + part.shape[0], column : column + part.shape[1]]
 
 
 def _unusable(found: str) -> UsageError:
@@ -135,315 +236,103 @@ def _unusable(found: str) -> UsageError:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class PromptedMask:
-    """What SAM takes for the object.
-
-    Attributes
-    ----------
-    mask : (height, width) bool.
-    score : the predicted IoU of this mask.
-    scores : predicted IoU of all candidates: three for a single click, else one.
-    logits : (candidates, grid * 4, grid * 4) float32, at low resolution.
-    x, y : position of the mask's first pixel.
-    """
-
-    mask: NDArray[np.bool_]
-    score: float
-    scores: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    x: int = 0
-    y: int = 0
-
-
-def segment_prompts(
-    sam: SamModel, embedding: Embedding, prompts: Sequence[Prompt]
-) -> list[PromptedMask]:
-    """The object of each prompt on one tile.
-
-    Of a single positive click SAM proposes three masks; the one with the highest
-    predicted IoU is taken. Other prompts give one mask. Prompts of one kind go through the
-    mask decoder together.
-
-    Parameters
-    ----------
-    prompts : in pixels of the tile.
-
-    Returns
-    -------
-    Masks of the tile's size, in the order of the prompts.
-    """
-    results: dict[int, PromptedMask] = {}
-    groups: dict[tuple[int, bool, bool, bool], list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        kind = (
-            len(prompt.points),
-            prompt.box is not None,
-            prompt.mask is not None,
-            prompt.is_single_click,
-        )
-        groups.setdefault(kind, []).append(i)
-    with torch.inference_mode():
-        for members in groups.values():
-            group = [prompts[i] for i in members]
-            results.update(zip(members, _segment_alike(sam, embedding, group), strict=True))
-    return [results[i] for i in range(len(prompts))]
-
-
-def _segment_alike(
-    sam: SamModel, embedding: Embedding, prompts: Sequence[Prompt]
-) -> list[PromptedMask]:
-    """Prompts with the same number of points, all or none with a box, with a mask."""
-    device = embedding.features.device
-    size, input_size = embedding.original_size, embedding.input_size
-    scale = np.array([input_size[1] / size[1], input_size[0] / size[0]])
-    points = boxes = masks = None
-    if prompts[0].points:
-        coordinates = np.array([p.points for p in prompts], np.float64) * scale
-        labels = np.array([p.labels or (True,) * len(p.points) for p in prompts])
-        points = (
-            torch.as_tensor(coordinates, dtype=torch.float32, device=device),
-            torch.as_tensor(labels, dtype=torch.int32, device=device),
-        )
-    prompt_boxes = [_tile_box(p, size) for p in prompts]
-    if prompt_boxes[0] is not None:
-        corners = np.array(prompt_boxes, np.float64).reshape(-1, 2, 2) * scale
-        boxes = torch.as_tensor(corners.reshape(-1, 4), dtype=torch.float32, device=device)
-    if prompts[0].mask is not None:
-        logits = np.stack(
-            [mask_logits(p.mask, 4 * sam.config.grid) for p in prompts if p.mask is not None]
-        )
-        masks = torch.from_numpy(logits)[:, None].to(device)
-    sparse, dense = sam.prompt_encoder(points=points, boxes=boxes, masks=masks)
-    low, scores = sam.mask_decoder(
-        image_embeddings=embedding.features,
-        image_pe=sam.prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
-        multimask_output=prompts[0].is_single_click,
-    )
-    results = []
-    for prompt_low, prompt_scores in zip(low, scores, strict=True):
-        best = int(prompt_scores.argmax())
-        mask = _full_size(prompt_low[best : best + 1], sam.config.side, embedding) > 0
-        results.append(
-            PromptedMask(
-                mask=mask.cpu().numpy(),
-                score=float(prompt_scores[best]),
-                scores=prompt_scores.cpu().numpy(),
-                logits=prompt_low.cpu().numpy(),
-            )
-        )
-    return results
-
-
-def _tile_box(prompt: Prompt, size: tuple[int, int]) -> tuple[float, ...] | None:
-    """A box in whole pixels, as the reference has it; of the mask where there is no other."""
-    if prompt.box is not None:
-        height, width = size
-        bounds = np.array([width, height, width, height])
-        clipped = np.clip(np.array(prompt.box, np.float64), 0, bounds)
-        return tuple(np.round(clipped).astype(int).tolist())
-    return None if prompt.mask is None else mask_box(prompt.mask)
-
-
 def mask_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of a mask; the ends lie behind its last pixels."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def mask_logits(mask: NDArray[np.bool_], side: int) -> NDArray[np.float32]:
-    """A mask as the mask decoder expects an earlier guess.
+@dataclass(frozen=True, eq=False)
+class PromptedMask:
+    """What a model takes for the object.
 
-    Parameters
+    Attributes
     ----------
-    mask : (height, width) bool.
-    side : of SAM's low-resolution masks; the longer side becomes this.
-
-    Returns
-    -------
-    (side, side) float32 log odds; outside the mask and beyond the tile the same low value.
+    mask : (height, width) bool, as large as the tile; empty of True where nothing is seen.
+    score : the predicted IoU of this mask with the object, about 0…1.
+    scores : (candidates,) float32, predicted IoU of all masks that were proposed (SAM: three
+        for a single click, else one); of length 0 where a model has no more to say.
+    logits : (candidates, side, side) float32, log odds at low resolution; of length 0 where
+        a model has none.
     """
-    shape = resized_shape((mask.shape[0], mask.shape[1]), side)
-    shrinks = max(mask.shape) > side
-    resized: NDArray[np.float32] = resize(  # type: ignore[no-untyped-call]
-        mask.astype(np.float32), shape, order=1, anti_aliasing=shrinks
-    )
-    inside = np.zeros((side, side), bool)
-    inside[: shape[0], : shape[1]] = resized > 0.5
-    certain = np.float32(np.log((1 - MASK_CERTAINTY) / MASK_CERTAINTY))
-    return np.where(inside, certain, -certain).astype(np.float32)
+
+    mask: NDArray[np.bool_]
+    score: float
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
 
-def _full_size(low: Tensor, side: int, embedding: Embedding) -> Tensor:
-    """(1, s, s) low-resolution logits to (height, width) of the tile, as SAM does it."""
-    rows, columns = embedding.input_size
-    whole = functional.interpolate(low[None], (side, side), mode="bilinear", align_corners=False)
-    cut = whole[..., :rows, :columns]
-    full = functional.interpolate(
-        cut, embedding.original_size, mode="bilinear", align_corners=False
-    )
-    return full[0, 0]
+class TileEmbedding(Protocol):
+    """What an encoder made of one tile: all that later prompts need. Never changed."""
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Height and width of the tile in its own pixels."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it takes, on whatever device."""
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """All of it as arrays, to be kept in a file; ``embedding_from_arrays`` is the way back."""
 
 
-class PromptableModel(Protocol):
-    """What prompts need of a model: SAM, and embeddings of tiles."""
+_E = TypeVar("_E", bound=TileEmbedding)
+
+
+@runtime_checkable
+class PromptableModel(Protocol[_E]):
+    """A model that embeds tiles and answers prompts on embeddings. Thread-safe."""
 
     info: ModelInfo
-    sam: SamModel
 
-    def embed(self, tile: NDArray[np.uint8]) -> Embedding:
-        """Embedding of a (height, width, 3) uint8 tile."""
-
-
-ReadRegion = Callable[[int, int, int, int], "NDArray[np.uint8]"]
-"""Pixels (height, width, 3) uint8 of x, y, width, height at the model's µm/px, as a
-``ScaledSlide`` reads them."""
-
-
-class PromptSegmenter:
-    """Objects by prompts, anywhere on one slide.
-
-    The result depends on the prompt and the slide only, not on what was asked before.
-    Thread-safe.
-
-    Parameters
-    ----------
-    model : whose encoder sees the tiles.
-    read : reads pixels of the slide at the model's µm/px.
-    size : height and width of the slide at the model's µm/px; tiles stay inside.
-    cache_bytes : memory for embeddings (4 MB each at SAM's usual size).
-    """
-
-    def __init__(
-        self,
-        model: PromptableModel,
-        read: ReadRegion,
-        size: tuple[int, int],
-        *,
-        cache_bytes: int = 256 << 20,
-    ) -> None:
-        self._model, self._read, self._size = model, read, size
-        self._cache = EmbeddingCache(cache_bytes)
-
-    def segment(self, prompts: Sequence[Prompt]) -> list[PromptedMask]:
-        """The object of each prompt.
+    def embed(self, tile: NDArray[np.uint8], /) -> _E:
+        """Embedding of a tile: the one costly step.
 
         Parameters
         ----------
-        prompts : in pixels of the slide at the model's µm/px.
+        tile : (height, width, 3) uint8 RGB at ``info.mpp``, usually of side ``info.tile``,
+            sometimes a larger square, whose sides are multiples of it.
+        """
 
-        Returns
-        -------
-        Masks with their places on the slide, in the order of the prompts. A mask is as
-        large as the object, or empty where SAM sees none.
+    def embedding_from_arrays(self, arrays: Arrays, /) -> _E:
+        """An embedding from what its ``to_arrays`` gave, on the model's device.
 
         Raises
         ------
-        UsageError
-            If a prompt does not lie on the slide.
+        ValueError, KeyError
+            If the arrays are not those of one of this model's embeddings.
         """
-        by_tile: dict[tuple[int, int, int, int], list[int]] = {}
-        for i, prompt in enumerate(prompts):
-            by_tile.setdefault(self._tile(prompt, 1), []).append(i)
-        results: dict[int, PromptedMask] = {}
-        for tile, members in by_tile.items():
-            found = self._on_tile(tile, [prompts[i] for i in members])
-            for i, result in zip(members, found, strict=True):
-                results[i] = self._with_room(prompts[i], tile, result)
-        return [results[i] for i in range(len(prompts))]
 
-    def _with_room(
-        self, prompt: Prompt, tile: tuple[int, int, int, int], result: PromptedMask
-    ) -> PromptedMask:
-        """Once more on a larger tile, if the object reaches a side that is not the slide's."""
-        factor = 2
-        while self._is_cut(tile, result) and factor <= LARGEST_TILE:
-            larger = self._tile(prompt, factor)
-            factor *= 2
-            if larger != tile:
-                tile = larger
-                result = self._on_tile(tile, [prompt])[0]
-        return _cropped(result)
+    def prompt(self, embedding: _E, prompts: Sequence[Prompt], /) -> list[PromptedMask]:
+        """The object of each prompt, in the order of the prompts, which are in tile pixels."""
 
-    def _is_cut(self, tile: tuple[int, int, int, int], result: PromptedMask) -> bool:
-        x, y, width, height = tile
-        mask = result.mask
-        return bool(
-            (x > 0 and mask[:, 0].any())
-            or (y > 0 and mask[0].any())
-            or (x + width < self._size[1] and mask[:, -1].any())
-            or (y + height < self._size[0] and mask[-1].any())
-        )
+    def embedded_maps(self, embedding: _E, /) -> NDArray[np.float32]:
+        """Foreground, centre and boundary distance, (3, height, width) float32, of the tile.
 
-    def _tile(self, prompt: Prompt, factor: int) -> tuple[int, int, int, int]:
-        """x, y, width and height of the tile around a prompt."""
-        x0, y0, x1, y1 = prompt.bounds()
-        height, width = self._size
-        if x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
-            raise _unusable(f"found one at {x0:.0f}, {y0:.0f}, outside {width} x {height} pixels")
-        usual = self._model.info.tile
-        side = factor * usual
-        while side < 2 * max(x1 - x0, y1 - y0) and side < LARGEST_TILE * usual:
-            side *= 2
+        Those of ``NucleusModel.predict``, of the whole tile.
+        """
 
-        def start(center: float, length: int) -> int:
-            snapped = TILE_STEP * round((center - side / 2) / TILE_STEP)
-            return max(0, min(int(snapped), length - side))
+    def embedded_classes(self, embedding: _E, /) -> NDArray[np.float32] | None:
+        """Class probabilities (classes, height, width) float32 of the tile, no second encoding.
 
-        x, y = start((x0 + x1) / 2, width), start((y0 + y1) / 2, height)
-        return x, y, min(side, width), min(side, height)
-
-    def _on_tile(
-        self, tile: tuple[int, int, int, int], prompts: Sequence[Prompt]
-    ) -> list[PromptedMask]:
-        x, y, width, height = tile
-        embedding = self._cache.get(tile, lambda: self._model.embed(self._read(*tile)))
-        moved = [prompt.moved(x, y, (height, width)) for prompt in prompts]
-        found = segment_prompts(self._model.sam, embedding, moved)
-        return [replace(result, x=x, y=y) for result in found]
+        None for a model without classes. A second call for one embedding costs nothing.
+        """
 
 
-def _cropped(result: PromptedMask) -> PromptedMask:
-    if not result.mask.any():
-        return replace(result, mask=result.mask[:0, :0])
-    x0, y0, x1, y1 = mask_box(result.mask)
-    mask = result.mask[y0:y1, x0:x1].copy()
-    return replace(result, mask=mask, x=result.x + x0, y=result.y + y0)
+def promptable(model: object) -> PromptableModel[TileEmbedding]:
+    """The model, if it answers prompts.
 
-
-class EmbeddingCache:
-    """The embeddings that were used last, as many as fit.
-
-    Parameters
-    ----------
-    capacity : in bytes. A single embedding is kept even if it is larger.
+    Raises
+    ------
+    ModelError
+        If it does not.
     """
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[int, ...], Embedding] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    @property
-    def used_bytes(self) -> int:
-        """Memory that the embeddings take."""
-        return sum(e.features.nbytes for e in self._held.values())
-
-    def get(self, key: tuple[int, ...], make: Callable[[], Embedding]) -> Embedding:
-        """The embedding of a tile, made if it is not there."""
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-        made = make()
-        with self._lock:
-            self._held[key] = made
-            self._held.move_to_end(key)
-            while len(self._held) > 1 and self.used_bytes > self.capacity:
-                self._held.popitem(last=False)
-        return made
+    if isinstance(model, PromptableModel):
+        return model
+    info = getattr(model, "info", None)
+    raise ModelError(
+        info.name if isinstance(info, ModelInfo) else type(model).__name__,
+        "it answers no prompts: it keeps no embeddings",
+        "Use PathoSAM or the bundled model.",
+    )

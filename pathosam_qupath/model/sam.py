@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pathosam_qupath.errors import ModelError
@@ -143,6 +145,18 @@ class Embedding:
     features: Tensor
     original_size: Size
     input_size: Size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features, and of a class per pixel that may come to them."""
+        return self.features.nbytes + self.original_size[0] * self.original_size[1]
+
+    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The features and both sizes as arrays."""
+        return {
+            "features": self.features.cpu().numpy(),
+            "sizes": np.array([self.original_size, self.input_size], np.int64),
+        }
 
 
 class SamModel(nn.Module):
