@@ -12,100 +12,56 @@ sorted by the position of their seeds.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
 import shapely
-from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from pathosam_qupath.errors import UsageError
-from pathosam_qupath.model.interface import NucleusModel, Postprocessing
-from pathosam_qupath.segmentation.classes import MODEL_NAMES, ClassMap, classify
-from pathosam_qupath.segmentation.measurements import shape_measurements
-from pathosam_qupath.segmentation.objects import MARGINS, Objects, block_objects, joined
-from pathosam_qupath.segmentation.polygons import TOLERANCE
-from pathosam_qupath.segmentation.tile_maps import TileMaps
-from pathosam_qupath.segmentation.tiling import (
-    Block,
-    ScaledPixels,
-    TileGrid,
-    blocks,
-    treated_region,
-    wanted_tiles,
+from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.segmentation.block_plan import (
+    BlockPlan,
+    SegmentableSlide,
+    SegmentOptions,
+    plan_blocks,
 )
-from pathosam_qupath.segmentation.watershed import smoothing_reach
+from pathosam_qupath.segmentation.nuclei import nuclei_frame
+from pathosam_qupath.segmentation.objects import Objects, block_objects
+from pathosam_qupath.segmentation.tile_maps import TileMaps
+from pathosam_qupath.segmentation.tiling import Block
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
 
-CONTEXT = 64
-"""Scaled pixels around a region whose maps are computed too: a nucleus whose centroid lies
-in the region reaches no farther."""
+__all__ = [
+    "BlockPlan",
+    "BlockResult",
+    "Progress",
+    "SegmentOptions",
+    "SegmentableSlide",
+    "iter_segment",
+    "nuclei_frame",
+    "plan_blocks",
+    "segment",
+    "segment_blocks",
+]
 
 
-class SegmentableSlide(Protocol):
-    """What the segmentation asks of a slide (``pathosam_qupath.slide``)."""
+@dataclass(frozen=True, eq=False)
+class BlockResult:
+    """The objects of one block, by its number in the plan."""
 
-    @property
-    def width(self) -> int:
-        """Full-resolution pixels in x."""
-
-    @property
-    def height(self) -> int:
-        """Full-resolution pixels in y."""
-
-    @property
-    def mpp(self) -> tuple[float, float]:
-        """µm per pixel in x and y."""
-
-    def at(self, mpp: float, /) -> ScaledPixels:
-        """The slide at another resolution."""
-
-
-@dataclass(frozen=True)
-class SegmentOptions:
-    """How to segment. The first group changes the result, the second only speed and memory.
-
-    Attributes
-    ----------
-    postprocessing : thresholds; None takes the model's.
-    class_map : names of classes in the project.
-    seed : ids of nuclei follow from this text and their position, so the same run gives
-        the same ids. Let it name the run and the image. None gives new ids each time.
-    tolerance : of the polygons, in pixels at the model's resolution.
-    block : about how many such pixels a block's side has.
-    batch_size : tiles per call of the network; None chooses by the device.
-    network_threads : calls of the network at a time; None: one per core on the CPU, else 1.
-    read_threads, postprocess_threads : None for the latter chooses by the device.
-    """
-
-    postprocessing: Postprocessing | None = None
-    class_map: ClassMap = MODEL_NAMES
-    seed: str | None = None
-    tolerance: float = TOLERANCE
-
-    block: int = 1024
-    batch_size: int | None = None
-    network_threads: int | None = None
-    read_threads: int = 2
-    postprocess_threads: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("block", "batch_size", "network_threads", "read_threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(name, f"{value} is not possible", "Give 1 or more.")
+    number: int
+    objects: Objects
 
 
 @dataclass(frozen=True)
@@ -147,8 +103,9 @@ def segment(
     "Probability: <class>" for every class.
     """
     options = options or SegmentOptions()
-    found = list(_segmented(slide, regions, model, options, progress))
-    return _frame(joined([_nothing(model), *found]), slide, model, options, _namespace(options))
+    plan = plan_blocks(slide, regions, model.info, options)
+    results = segment_blocks(plan, model, options=options, progress=progress)
+    return nuclei_frame([r.objects for r in results], slide.mpp, model.info, options)
 
 
 def iter_segment(
@@ -164,31 +121,35 @@ def iter_segment(
     Blocks are computed ahead by a few tiles only; closing the iterator ends the work.
     """
     options = options or SegmentOptions()
-    namespace = _namespace(options)
-    for objects in _segmented(slide, regions, model, options, progress):
-        yield _frame(objects, slide, model, options, namespace)
+    if options.seed is None:
+        options = replace(options, seed=str(uuid.uuid4()))
+    plan = plan_blocks(slide, regions, model.info, options)
+    with closing(segment_blocks(plan, model, options=options, progress=progress)) as results:
+        for result in results:
+            yield nuclei_frame([result.objects], slide.mpp, model.info, options)
 
 
-def _segmented(
-    slide: SegmentableSlide,
-    regions: Sequence[BaseGeometry] | None,
+def segment_blocks(
+    plan: BlockPlan,
     model: NucleusModel,
+    *,
     options: SegmentOptions,
-    progress: Callable[[Progress], None] | None,
-) -> Iterator[Objects]:
-    """Objects in the treated region, block by block."""
+    done: Collection[int] = (),
+    progress: Callable[[Progress], None] | None = None,
+) -> Generator[BlockResult, None, None]:
+    """Objects in the treated region, block by block; closing the generator ends the work.
+
+    Parameters
+    ----------
+    done : numbers of blocks that need not be computed again. Neither the objects of the
+        others nor their order depend on it.
+    """
     info = model.info
     parameters = options.postprocessing or info.postprocessing
-    pixels = slide.at(info.mpp)
-    grid = TileGrid.of_slide((slide.width, slide.height), pixels.scale, info.tile, info.halo)
-    region = None if regions is None else treated_region(regions)
-    wanted = np.ones((grid.rows, grid.columns), bool)
+    region = plan.region
     if region is not None:
-        wanted = wanted_tiles(grid, region, pixels.scale, CONTEXT)
         shapely.prepare(region)
-    plan = blocks(
-        grid, wanted, side=options.block, margin=MARGINS[-1] + 2 * smoothing_reach(parameters)
-    )
+    left = [(number, block) for number, block in enumerate(plan.blocks) if number not in done]
     clock = _Clock()
     tiles_done = nuclei = 0
 
@@ -211,18 +172,18 @@ def _segmented(
         with clock:
             return block_objects(
                 block.inner,
-                grid.box,
+                plan.grid.box,
                 partial(maps.window, strip=block.strip),
                 parameters,
-                scale=pixels.scale,
+                scale=plan.pixels.scale,
                 tolerance=options.tolerance,
             )
 
     maps = TileMaps(
-        pixels,
-        grid,
-        wanted,
-        plan,
+        plan.pixels,
+        plan.grid,
+        plan.wanted,
+        [block for _, block in left],
         model,
         batch_size=options.batch_size,
         network_threads=options.network_threads,
@@ -232,23 +193,22 @@ def _segmented(
     threads = options.postprocess_threads or _postprocess_threads(model.device)
     with maps:
         workers = ThreadPoolExecutor(threads, "postprocess")
-        under_way: deque[tuple[Block, Future[Objects]]] = deque()
-        waiting = deque(plan)
+        under_way: deque[tuple[int, Block, Future[Objects]]] = deque()
+        waiting = deque(left)
         try:
             while waiting or under_way:
-                if waiting and len(under_way) < threads:
-                    maps.wait_for(waiting[0])
-                    block = waiting.popleft()
-                    under_way.append((block, workers.submit(objects_of, block)))
-                    continue
                 if waiting:
-                    maps.wait_for(waiting[0])
-                block, result = under_way.popleft()
+                    maps.wait_for(waiting[0][1])
+                    if len(under_way) < threads:
+                        number, block = waiting.popleft()
+                        under_way.append((number, block, workers.submit(objects_of, block)))
+                        continue
+                number, block, result = under_way.popleft()
                 objects = _within(result.result(), region)
                 maps.release(block)
                 nuclei += len(objects.anchors)
                 report()
-                yield objects
+                yield BlockResult(number, objects)
         finally:
             workers.shutdown(wait=True, cancel_futures=True)
 
@@ -281,43 +241,3 @@ def _within(objects: Objects, region: BaseGeometry | None) -> Objects:
     centroids = shapely.get_coordinates(shapely.centroid(objects.polygons))
     inside = shapely.intersects_xy(region, centroids[:, 0], centroids[:, 1])
     return Objects(objects.anchors[inside], objects.polygons[inside], objects.class_sums[inside])
-
-
-def _nothing(model: NucleusModel) -> Objects:
-    return Objects(
-        np.zeros((0, 2), np.int64), np.zeros(0, object), np.zeros((0, len(model.info.classes)))
-    )
-
-
-def _namespace(options: SegmentOptions) -> uuid.UUID:
-    if options.seed is None:
-        return uuid.uuid4()
-    return uuid.uuid5(uuid.NAMESPACE_OID, f"pathosam-qupath nuclei {options.seed}")
-
-
-def _frame(
-    objects: Objects,
-    slide: SegmentableSlide,
-    model: NucleusModel,
-    options: SegmentOptions,
-    namespace: uuid.UUID,
-) -> GeoDataFrame:
-    """Rows of objects: ids, classes, measurements."""
-    from geopandas import GeoDataFrame
-
-    classes = classify(objects.class_sums, model.info.classes, options.class_map)
-    kept = classes.kept
-    polygons = objects.polygons[kept]
-    columns: dict[str, NDArray[np.object_] | NDArray[np.float64]] = {
-        "id": np.array(
-            [str(uuid.uuid5(namespace, f"{x},{y}")) for x, y in objects.anchors[kept].tolist()],
-            object,
-        ),
-        "classification": classes.classification[kept],
-        "probability": classes.probability[kept],
-        "geometry": polygons,
-    }
-    mpp = slide.mpp if slide.mpp is not None and all(map(math.isfinite, slide.mpp)) else None
-    columns.update(shape_measurements(polygons, mpp))
-    columns.update({name: value[kept] for name, value in classes.measurements.items()})
-    return GeoDataFrame(columns, geometry="geometry")
