@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -36,8 +36,8 @@ from pathosam_qupath.segmentation.block_plan import (
 )
 from pathosam_qupath.segmentation.nuclei import nuclei_frame
 from pathosam_qupath.segmentation.objects import Objects, block_objects
-from pathosam_qupath.segmentation.tile_maps import TileMaps
-from pathosam_qupath.segmentation.tiling import Block
+from pathosam_qupath.segmentation.tile_maps import Quality, TileMaps
+from pathosam_qupath.segmentation.tiling import Block, TileIndex
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -58,10 +58,18 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class BlockResult:
-    """The objects of one block, by its number in the plan."""
+    """What was found in one block.
+
+    Attributes
+    ----------
+    number : the block's place in the plan.
+    quality : (column, row) of the block's tiles that are blank or out of focus. A tile
+        belongs to all blocks that look at it.
+    """
 
     number: int
     objects: Objects
+    quality: Mapping[TileIndex, Quality]
 
 
 @dataclass(frozen=True)
@@ -205,10 +213,11 @@ def segment_blocks(
                         continue
                 number, block, result = under_way.popleft()
                 objects = _within(result.result(), region)
+                quality = maps.quality(block)
                 maps.release(block)
                 nuclei += len(objects.anchors)
                 report()
-                yield BlockResult(number, objects)
+                yield BlockResult(number, objects, quality)
         finally:
             workers.shutdown(wait=True, cancel_futures=True)
 

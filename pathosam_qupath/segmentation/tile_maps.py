@@ -16,11 +16,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.segmentation.focus import is_blank, is_blurred
 from pathosam_qupath.segmentation.tiling import (
     Block,
     Box,
@@ -32,22 +34,16 @@ from pathosam_qupath.segmentation.tiling import (
 
 Maps = NDArray[np.float32]
 
+Quality = Literal["blank", "blurred"]
+
+_Seen = tuple[NDArray[np.uint8], "Quality | None"]
+"""RGB of a tile, and what is to be said of it."""
+
 _Key = tuple[int, TileIndex]
 """A tile as one strip of blocks holds it."""
 
-GLASS = 220
-"""A tile without any channel value below this shows no tissue."""
-
-UNSCANNED = 8
-"""A tile without any channel value above this was not scanned."""
-
 _CPU_BATCH = 1
 _GPU_BATCH = 16
-
-
-def is_blank(rgb: NDArray[np.uint8]) -> bool:
-    """Whether a tile shows only glass or nothing at all, so that it holds no nucleus."""
-    return bool(rgb.min() >= GLASS or rgb.max() <= UNSCANNED)
 
 
 class TileMaps:
@@ -96,11 +92,14 @@ class TileMaps:
         self._users = Counter(key for block in blocks for key in _keys(block))
         self._lock = threading.Lock()
         self._held: dict[_Key, Maps | None] = {}
+        self._quality: dict[_Key, Quality] = {}
         keys = list(self._users)
         size = self._batch_size
         self._batches = iter([keys[i : i + size] for i in range(0, len(keys), size)])
         self.total = len(keys)
-        self._under_way: deque[tuple[list[_Key], Future[list[Maps | None]]]] = deque()
+        self._under_way: deque[
+            tuple[list[_Key], Future[list[tuple[Maps | None, Quality | None]]]]
+        ] = deque()
         self._stopping = threading.Event()
         self._readers = ThreadPoolExecutor(read_threads, "read")
         self._network = ThreadPoolExecutor(
@@ -131,9 +130,11 @@ class TileMaps:
         while missing:
             self._top_up()
             batch, result = self._under_way.popleft()
-            maps = result.result()
-            with self._lock:
-                self._held.update(zip(batch, maps, strict=True))
+            for key, (maps, quality) in zip(batch, result.result(), strict=True):
+                with self._lock:
+                    self._held[key] = maps
+                    if quality is not None:
+                        self._quality[key] = quality
             missing.difference_update(batch)
             self._top_up()
             self._tile_done(len(batch))
@@ -145,6 +146,13 @@ class TileMaps:
                 self._users[key] -= 1
                 if not self._users[key]:
                     del self._held[key]
+                    self._quality.pop(key, None)
+
+    def quality(self, block: Block) -> dict[TileIndex, Quality]:
+        """Which tiles of a block are blank or out of focus; ask before :meth:`release`."""
+        with self._lock:
+            known = self._quality
+            return {tile: known[s, tile] for s, tile in _keys(block) if (s, tile) in known}
 
     def window(self, box: Box, strip: int) -> Maps:
         """Maps of a box in the tiles of a block that was waited for and is not released.
@@ -174,26 +182,31 @@ class TileMaps:
                 return
             self._under_way.append((batch, self._submit([tile for _, tile in batch])))
 
-    def _submit(self, batch: list[TileIndex]) -> Future[list[Maps | None]]:
+    def _submit(self, batch: list[TileIndex]) -> Future[list[tuple[Maps | None, Quality | None]]]:
         reads = [self._readers.submit(self._read, tile) for tile in batch]
         return self._network.submit(self._predict, batch, reads)
 
-    def _read(self, tile: TileIndex) -> NDArray[np.uint8]:
+    def _read(self, tile: TileIndex) -> _Seen:
         start = time.perf_counter()
         rgb = read_tile(self._pixels, self._grid, tile)
+        quality: Quality | None = None
+        if is_blank(rgb):
+            quality = "blank"
+        elif is_blurred(rgb, self._model.info.mpp):
+            quality = "blurred"
         with self._lock:
             self.seconds_read += time.perf_counter() - start
-        return rgb
+        return rgb, quality
 
     def _predict(
-        self, batch: list[TileIndex], reads: list[Future[NDArray[np.uint8]]]
-    ) -> list[Maps | None]:
-        tiles = [read.result() for read in reads]
-        if self._stopping.is_set():
-            return [None] * len(batch)
-        start = time.perf_counter()
-        shown = [i for i, rgb in enumerate(tiles) if not is_blank(rgb)]
+        self, batch: list[TileIndex], reads: list[Future[_Seen]]
+    ) -> list[tuple[Maps | None, Quality | None]]:
+        tiles, quality = zip(*(read.result() for read in reads), strict=True)
         result: list[Maps | None] = [None] * len(batch)
+        if self._stopping.is_set():
+            return list(zip(result, quality, strict=True))
+        start = time.perf_counter()
+        shown = [i for i, seen in enumerate(quality) if seen != "blank"]
         if shown:
             fill = self._batch_size - len(shown) if self._pad_batches else 0
             stack = np.stack([tiles[i] for i in (*shown, *[shown[0]] * fill)])
@@ -204,7 +217,7 @@ class TileMaps:
                 result[i] = maps[:, halo : halo + box.height, halo : halo + box.width].copy()
         with self._lock:
             self.seconds_network += time.perf_counter() - start
-        return result
+        return list(zip(result, quality, strict=True))
 
 
 def _keys(block: Block) -> list[_Key]:
