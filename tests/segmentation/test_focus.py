@@ -38,7 +38,7 @@ def test_blocks_say_which_of_their_tiles_are_blank_or_blurred():
 
     tissue = immunohistochemistry()
     rgb = np.full((256, 512, 3), 250, np.uint8)
-    rgb[:, :256] = cv2.GaussianBlur(tissue[:256, :256], (0, 0), 4)
+    rgb[:, :256] = cv2.GaussianBlur(tissue[:256, :256], (0, 0), 8)
     options = SegmentOptions(block=128)
     slide, model = DrawnSlide(rgb), DrawnNetwork(tile=160)
     plan = plan_blocks(slide, None, model.info, options)
