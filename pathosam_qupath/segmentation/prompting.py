@@ -139,8 +139,8 @@ class PromptSession:
         Returns
         -------
         One row per prompt, in their order, with the columns of ``pipeline.segment`` and
-        "Predicted IoU". Where the model sees no object: geometry and classification None,
-        numbers NaN.
+        "Predicted IoU". Where the model sees no object the geometry is None, class and
+        numbers are missing.
 
         Raises
         ------
