@@ -44,6 +44,7 @@ def write_geojson(
     detections: gpd.GeoDataFrame | Iterable[gpd.GeoDataFrame] = (),
     *,
     class_colors: Mapping[str, Color] | None = None,
+    foreign: bool = False,
 ) -> int:
     """Write objects to a file that QuPath imports; gzipped where it is named ``….gz``.
 
@@ -55,6 +56,9 @@ def write_geojson(
         are written one after the other, so that not all need be in memory. A NaN is a
         measurement that the object lacks. A frame has no nuclei of cells.
     class_colors : colour by class; a class that is not in it gets QuPath's.
+    foreign : add to the features of frames what QuPath's format has no word for, as
+        properties that its readers skip: ``parent`` (an annotation's id) and
+        ``probability`` of the class.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def write_geojson(
             target = gzip.GzipFile("", "wb", compresslevel=6, fileobj=file, mtime=0)
         with io.TextIOWrapper(io.BufferedWriter(_Open(target), 1 << 20), "utf-8") as text:
             text.write('{"type":"FeatureCollection","features":[')
-            for feature in _features(objects, frames, colors):
+            for feature in _features(objects, frames, colors, foreign):
                 text.write(",\n" if count else "\n")
                 text.write(feature)
                 count += 1
@@ -106,13 +110,15 @@ def _features(
     objects: Iterable[PathObject],
     frames: Iterable[gpd.GeoDataFrame],
     colors: Mapping[str, Color],
+    foreign: bool,
 ) -> Iterator[str]:
     classes: dict[str | None, str] = {}
     for item in objects:
         yield _object_feature(item, colors, classes)
     for frame in frames:
         for start in range(0, len(frame), _CHUNK):
-            yield from _frame_features(frame.iloc[start : start + _CHUNK], colors, classes)
+            chunk = frame.iloc[start : start + _CHUNK]
+            yield from _frame_features(chunk, colors, classes, foreign=foreign)
 
 
 def _object_feature(
@@ -143,7 +149,11 @@ def _object_feature(
 
 
 def _frame_features(
-    frame: gpd.GeoDataFrame, colors: Mapping[str, Color], classes: dict[str | None, str]
+    frame: gpd.GeoDataFrame,
+    colors: Mapping[str, Color],
+    classes: dict[str | None, str],
+    *,
+    foreign: bool,
 ) -> Iterator[str]:
     """Yield the features of one chunk of a frame, column by column where that is faster."""
     rows = len(frame)
@@ -163,7 +173,9 @@ def _frame_features(
         else [""] * rows
     )
     geometries = _geometry_text(np.asarray(frame.geometry.array, dtype=object))
-    for number, kind, geometry, name, color, locked, label, run, values in zip(
+    parents = column("parent" if foreign else "", None)
+    probabilities = column("probability" if foreign else "", None)
+    for number, kind, geometry, name, color, locked, label, run, values, parent, chance in zip(
         column("id", None),
         column("object_type", "detection"),
         geometries,
@@ -173,8 +185,13 @@ def _frame_features(
         column("classification", None),
         column("run", None),
         measurements,
+        parents,
+        probabilities,
         strict=True,
     ):
+        extra = f',"parent":{_quoted(parent)}' if isinstance(parent, str) else ""
+        if chance is not None and chance == chance:
+            extra += f',"probability":{_number(float(chance))}'
         yield _feature(
             str(number or uuid4()),
             geometry,
@@ -183,6 +200,7 @@ def _frame_features(
             _class_text(label, colors, classes),
             values,
             {RUN_KEY: run} if isinstance(run, str) else {},
+            extra,
         )
 
 
@@ -194,15 +212,16 @@ def _feature(
     classification: str,
     measurements: str,
     metadata: Mapping[str, str],
+    foreign: str = "",
 ) -> str:
-    """Put one feature together, its properties in QuPath's order."""
+    """Put one feature together, its properties in QuPath's order, then foreign ones."""
     before, after = shared
     kind = "tmaCore" if kind == "tma_core" else kind
     measured = f',"measurements":{{{measurements}}}' if measurements else ""
     extra = f',"metadata":{_json(metadata)}' if metadata else ""
     return (
         f'{{"type":"Feature","id":"{number}","geometry":{geometry},'
-        f'"properties":{{"objectType":"{kind}"{before}{classification}{after}{measured}{extra}}}}}'
+        f'"properties":{{"objectType":"{kind}"{before}{classification}{after}{measured}{extra}{foreign}}}}}'
     )
 
 
