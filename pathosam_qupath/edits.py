@@ -49,22 +49,22 @@ def untouched(
     then = recorded.iloc[np.maximum(rows, 0)] if len(recorded) else recorded.iloc[:0]
     if len(then) == 0:
         return np.zeros(len(current), dtype=bool)
-    same &= _same_text(current["classification"], then["classification"])
+    same &= same_text(current["classification"], then["classification"])
     candidates = np.flatnonzero(same)
-    same[candidates] = _same_geometry(
+    same[candidates] = same_geometry(
         current.geometry.to_numpy()[candidates], then.geometry.to_numpy()[candidates]
     )
     return same
 
 
-def _same_text(one: pd.Series, other: pd.Series) -> NDArray[np.bool_]:
+def same_text(one: pd.Series, other: pd.Series) -> NDArray[np.bool_]:
     """Equal, or missing on both sides."""
     left = one.astype(object).where(one.notna(), None).to_numpy()
     right = other.astype(object).where(other.notna(), None).to_numpy()
     return np.asarray(left == right, dtype=bool)
 
 
-def _same_geometry(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:
+def same_geometry(one: NDArray[np.object_], other: NDArray[np.object_]) -> NDArray[np.bool_]:
     """Equal up to ``POSITION_TOLERANCE``, wherever the rings begin and whichever way they run."""
     same: NDArray[np.bool_] = shapely.equals_exact(one, other, tolerance=POSITION_TOLERANCE)
     rest = np.flatnonzero(~same)
