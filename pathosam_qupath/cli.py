@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
 
 import typer
 
-from pathosam_qupath import cli_models
+from pathosam_qupath import cli_corrections, cli_models
 from pathosam_qupath.cli_options import (
     Backend,
     BackendOption,
@@ -51,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_models.app)
+app.add_typer(cli_corrections.app)
 
 
 class _Outcome(Protocol):
@@ -85,7 +86,7 @@ def inspect(
     from pathosam_qupath.inspect_project import inspect_project
     from pathosam_qupath.tables import entries_table
 
-    with _open(project, backend, path_map) as opened:
+    with open_as_told(project, backend, path_map) as opened:
         reports = inspect_project(opened, images=images, mpp=mpp)
     show(reports, entries_table, as_json)
 
@@ -154,12 +155,12 @@ def segment(
         policy="keep" if keep else "replace",
         replace_edited=replace_edited,
     )
-    with _open(project, backend, path_map) as opened:
+    with open_as_told(project, backend, path_map) as opened:
         plans = plan_run(opened, options)
         if dry_run:
             show(plans, plans_table, as_json)
             raise typer.Exit(exit_code(plan.error for plan in plans))
-        loaded = _load(model, device)
+        loaded = load_as_told(model, device)
         if classes is not None:
             options = replace(options, class_map=read_class_map(classes, loaded.info.classes))
         with run_progress() as report:
@@ -184,7 +185,7 @@ def export(
     from pathosam_qupath.export import export_project
     from pathosam_qupath.tables import exports_table
 
-    with _open(project, backend, path_map) as opened:
+    with open_as_told(project, backend, path_map) as opened:
         exported = export_project(opened, out, kind.value, images=images, gz=gz)
     show(exported, exports_table, as_json)
     raise typer.Exit(exit_code(exported))
@@ -202,7 +203,7 @@ def runs(
     from pathosam_qupath.run_record import open_run, run_ids
     from pathosam_qupath.tables import runs_table
 
-    with _open(project, backend, path_map) as opened:
+    with open_as_told(project, backend, path_map) as opened:
         folder = opened.path.parent
     manifests = [open_run(folder, run).manifest for run in run_ids(folder)]
     show(manifests, runs_table, as_json)
@@ -221,7 +222,7 @@ def rollback(
     from pathosam_qupath.rollback import roll_back
     from pathosam_qupath.tables import rollback_table
 
-    with _open(project, backend, path_map) as opened:
+    with open_as_told(project, backend, path_map) as opened:
         results = roll_back(opened, run)
     show(results, rollback_table, as_json)
     raise typer.Exit(exit_code(results))
@@ -239,7 +240,7 @@ def demo(
     from pathosam_qupath.demo import run_demo
     from pathosam_qupath.tables import demo_table
 
-    loaded = _load(model, device)
+    loaded = load_as_told(model, device)
     with run_progress() as report:
         done = run_demo(out, loaded, report=report)
     show(done, demo_table, as_json)
@@ -298,7 +299,7 @@ def evaluate(
     from pathosam_qupath.corrections.evaluation import evaluate as evaluate_model
     from pathosam_qupath.tables import evaluation_table
 
-    loaded = _load(model, device)
+    loaded = load_as_told(model, device)
     with evaluation_progress() as progress:
         report = evaluate_model(loaded, data, mpp, progress=progress)
     show(report, evaluation_table, as_json)
@@ -341,13 +342,15 @@ def exit_code(results: Iterable[_Outcome | None]) -> int:
     return codes[0] if len(set(codes)) == 1 else SOME_FAILED
 
 
-def _open(project: Path, backend: Backend, path_map: Sequence[str]) -> Project:
+def open_as_told(project: Path, backend: Backend, path_map: Sequence[str]) -> Project:
+    """Open a project with what its options say."""
     from pathosam_qupath.qupath.project import PathMap, open_project
 
     return open_project(project, backend.value, path_map=PathMap.parse(path_map))
 
 
-def _load(model: str, device: str) -> NucleusModel:
+def load_as_told(model: str, device: str) -> NucleusModel:
+    """Load the model that an option names; shows progress where it is downloaded."""
     from pathosam_qupath.console import download_progress
     from pathosam_qupath.model import load_model
 

@@ -1,0 +1,87 @@
+"""The ``corrections`` commands: what a person changed, and what to learn from. No logic here."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pathosam_qupath.cli_options import (
+    Backend,
+    BackendOption,
+    ImagesOption,
+    JsonOption,
+    PathMapOption,
+    ProjectArgument,
+)
+
+app = typer.Typer(
+    name="corrections",
+    help="What a person corrected since a run, as a list and as training data.",
+    epilog="A region counts as reviewed where its annotation has the class or name `reviewed` or "
+    "`PathoSAM: reviewed`, the menu's mark, or was locked since the run.",
+    no_args_is_help=True,
+)
+
+
+class Unmarked(str, Enum):
+    """Which detections without a mark count as drawn by hand."""
+
+    new = "new"
+    all = "all"
+    none = "none"
+
+
+ReviewedOption = Annotated[
+    list[str],
+    typer.Option(
+        "--reviewed",
+        metavar="CLASS|NAME|all",
+        help="Annotations that were reviewed besides those that are marked so; repeat.",
+    ),
+]
+UnmarkedOption = Annotated[
+    Unmarked,
+    typer.Option(
+        help="Detections that this tool did not mark count as drawn by hand where they are new "
+        "since the run and carry no measurements of another tool; or all; or none of them."
+    ),
+]
+
+
+@app.command()
+def collect(
+    project: ProjectArgument,
+    run: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Compare with this run (or `last`); default: all runs."),
+    ] = None,
+    images: ImagesOption = [],  # noqa: B006
+    reviewed: ReviewedOption = [],  # noqa: B006
+    unmarked: UnmarkedOption = Unmarked.new,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the differences there, to be opened in QuPath."),
+    ] = None,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a project with what runs wrote: kept, deleted, reshaped, added, merged, split."""
+    from pathosam_qupath.cli import exit_code, open_as_told
+    from pathosam_qupath.console import show
+    from pathosam_qupath.corrections.collect import CollectOptions
+    from pathosam_qupath.corrections.collect import collect as collect_corrections
+    from pathosam_qupath.tables_corrections import collected_table
+
+    options = CollectOptions(run, tuple(images), tuple(reviewed), unmarked.value)
+    with open_as_told(project, backend, path_map) as opened:
+        found = collect_corrections(opened, options)
+        if geojson is not None:
+            from pathosam_qupath.corrections.differences import write_differences
+
+            write_differences(opened, found, geojson)
+    show(found, collected_table, as_json)
+    raise typer.Exit(exit_code(found))

@@ -1,0 +1,244 @@
+"""What the runs left in an image: the nuclei that a person's work is compared with.
+
+A recorded nucleus that is gone was deleted by a person unless the tool itself took it out: a
+later run that replaced it, or a rollback. What a later run replaced is worked out again from
+the copy of the file that it kept, by the rule that it followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from pathosam_qupath.qupath.objects import PathObject
+from pathosam_qupath.regions import ALL, choose_regions
+from pathosam_qupath.replacing import in_region, replace_earlier
+from pathosam_qupath.run_record import EntryRecord, RunRecord, open_run, run_ids
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+UNBOUNDED = (1 << 30, 1 << 30)
+"""A size larger than any image: regions are not cut at the border to be compared."""
+
+
+class EntryRun:
+    """One run as one image saw it.
+
+    Parameters
+    ----------
+    record : the run's record.
+    entry : what it did to the image.
+    annotations_now : the image's annotations now, for where those of then are not known.
+    """
+
+    def __init__(
+        self, record: RunRecord, entry: EntryRecord, annotations_now: Sequence[PathObject]
+    ) -> None:
+        self.id = record.manifest.run
+        self.options = record.manifest.options
+        self.entry = entry
+        self._record = record
+        self._now = annotations_now
+
+    @cached_property
+    def predictions(self) -> gpd.GeoDataFrame | None:
+        """The nuclei that the run wrote; None where the record has none."""
+        return self._record.load_predictions(self.entry.id)
+
+    @cached_property
+    def _before(self) -> tuple[list[PathObject], gpd.GeoDataFrame] | None:
+        """Annotations and detections as they were before the run; None where not known."""
+        from pathosam_qupath.qupath.qpdata import QpData
+
+        path = self._record.before_path(self.entry.id)
+        if not path.exists():
+            return None
+        data = QpData.read(path)
+        return data.annotations(), data.detections()
+
+    @property
+    def knows_before(self) -> bool:
+        """Whether it is known what the image held before the run."""
+        return self.entry.hash_before is None or self._before is not None
+
+    @property
+    def annotations_before(self) -> Sequence[PathObject]:
+        """The image's annotations before the run; none where they are not known."""
+        return [] if self._before is None else self._before[0]
+
+    @cached_property
+    def ids_before(self) -> frozenset[str]:
+        """Ids of annotations and detections that were there before the run."""
+        if self._before is None:
+            return frozenset()
+        annotations, detections = self._before
+        return frozenset([*(str(a.id) for a in annotations), *detections["id"]])
+
+    @property
+    def wanted(self) -> tuple[str, ...]:
+        """Classes or names of the annotations that the run treated."""
+        return tuple(self.options.get("annotations") or (ALL,))
+
+    @property
+    def whole_image(self) -> bool:
+        """Whether the run treated the image without regard to its annotations."""
+        return bool(self.options.get("whole_image"))
+
+    @cached_property
+    def region(self) -> BaseGeometry | None:
+        """What the run treated, by the annotations of then, or else of now; None: everything."""
+        regions = choose_regions(
+            self.annotations_before if self.knows_before else self._now,
+            UNBOUNDED,
+            wanted=self.wanted,
+            whole_image=self.whole_image,
+        )
+        return regions.union() if regions.polygons != () else shapely.Polygon()
+
+    def replaced(self, earlier: Collection[EntryRun]) -> frozenset[str]:
+        """Ids of nuclei of earlier runs that this one took out."""
+        if self._before is None:
+            # The copy is gone: whatever lay in the region may have been replaced.
+            gone: set[str] = set()
+            for run in earlier:
+                if run.predictions is not None and self.entry.removed:
+                    inside = in_region(run.predictions.geometry.to_numpy(), self.region)
+                    gone.update(run.predictions["id"].to_numpy()[inside])
+            return frozenset(gone)
+        annotations, detections = self._before
+        parents = {str(a.parent) for a in annotations if a.parent is not None}
+        parents.update(detections["parent"].dropna())
+        known = {run.id: run for run in earlier}
+        replacement = replace_earlier(
+            detections,
+            self.region,
+            parents=parents,
+            recorded=lambda run: known[run].predictions if run in known else None,
+            policy=self.options.get("policy", "replace"),
+            replace_edited=bool(self.options.get("replace_edited")),
+        )
+        return frozenset(str(identity) for identity in replacement.remove)
+
+
+@dataclass(frozen=True, eq=False)
+class Baseline:
+    """What the compared runs left in an image.
+
+    Attributes
+    ----------
+    runs : the runs that count, oldest first.
+    recorded : their nuclei, less what the tool itself took out again.
+    """
+
+    runs: tuple[EntryRun, ...]
+    recorded: gpd.GeoDataFrame
+
+    @property
+    def known_before(self) -> frozenset[str] | None:
+        """Ids of what was there before the first run; None where that is not known."""
+        if not self.runs:
+            return frozenset()
+        return self.runs[0].ids_before if self.runs[0].knows_before else None
+
+    @property
+    def region(self) -> BaseGeometry | None:
+        """What the runs treated together; None means the whole image."""
+        regions = [run.region for run in self.runs]
+        if any(region is None for region in regions):
+            return None
+        return shapely.union_all([region for region in regions if region is not None])
+
+    def last_in(self, area: BaseGeometry) -> EntryRun | None:
+        """The last run that treated some of an area."""
+        for run in reversed(self.runs):
+            treated = run.region is None or run.region.intersects(area)
+            if treated and run.entry.state != "rolled back":
+                return run
+        return None
+
+
+def read_baseline(
+    project_folder: Path,
+    entry_id: str,
+    present: Collection[str],
+    now: Sequence[PathObject],
+    run: str | None = None,
+) -> Baseline:
+    """What the runs of a project left in one of its images.
+
+    Parameters
+    ----------
+    present : ids of the objects that are in the image now.
+    now : the image's annotations now.
+    run : the id of the one run to compare with; None: all.
+
+    Raises
+    ------
+    RunError : a record cannot be read.
+    FormatError : the copy of an earlier file is damaged.
+    """
+    import geopandas as gpd
+
+    history = _history(project_folder, entry_id, frozenset(present), now)
+    counted = [r for r in history if r.predictions is not None and run in (None, r.id)]
+    frames = []
+    for one in counted:
+        frame = one.predictions
+        assert frame is not None
+        there = frame["id"].isin(present).to_numpy()
+        if one.entry.state == "rolled back":
+            frames.append(frame[there])
+        elif there.all():
+            frames.append(frame)
+        else:
+            taken = _taken_by_later(one, history, present)
+            frames.append(frame[there | ~frame["id"].isin(taken).to_numpy()])
+    columns = ["id", "classification", "run", "geometry"]
+    kept = [frame[columns] for frame in frames if len(frame)]
+    empty = gpd.GeoDataFrame({name: [] for name in columns}, geometry="geometry")
+    recorded = pd.concat(kept, ignore_index=True) if kept else empty
+    return Baseline(tuple(counted), gpd.GeoDataFrame(recorded, geometry="geometry"))
+
+
+def _history(
+    project_folder: Path, entry_id: str, present: frozenset[str], now: Sequence[PathObject]
+) -> list[EntryRun]:
+    """The runs that wrote to the image, oldest first."""
+    history = []
+    for identity in run_ids(project_folder):
+        record = open_run(project_folder, identity)
+        for entry in record.manifest.entries:
+            if entry.id == entry_id and entry.state not in ("planned", "skipped"):
+                run = EntryRun(record, entry, now)
+                if entry.state in ("written", "rolled back") or _has_any(run, present):
+                    history.append(run)
+    return history
+
+
+def _has_any(run: EntryRun, present: frozenset[str]) -> bool:
+    """Whether a run that was cut off, or failed, got as far as writing its nuclei."""
+    return run.predictions is not None and not present.isdisjoint(run.predictions["id"])
+
+
+def _taken_by_later(
+    one: EntryRun, history: Sequence[EntryRun], present: Collection[str]
+) -> set[str]:
+    """Ids that later runs took out of what an earlier one wrote."""
+    position = history.index(one)
+    taken: set[str] = set()
+    for number in range(position + 1, len(history)):
+        later = history[number]
+        replaced = later.replaced(history[:number])
+        # A rollback that brought the old file back brought these nuclei back too.
+        if later.entry.state == "rolled back" and not replaced.isdisjoint(present):
+            continue
+        taken.update(replaced)
+    return taken

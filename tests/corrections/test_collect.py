@@ -1,0 +1,195 @@
+"""Every correction is found, and none is invented."""
+
+import json
+from collections import Counter
+from uuid import UUID
+
+import pytest
+from recorded_project import Pathologist, detections, found_edits, grid, outlines, record_run
+
+from pathosam_qupath.corrections.collect import CollectOptions, collect
+from pathosam_qupath.errors import RunError
+from pathosam_qupath.qupath.geojson import read_geojson
+from pathosam_qupath.qupath.project import HierarchyChange
+from pathosam_qupath.rollback import roll_back
+
+FEW = grid(6) + 100
+REGION = ("Tumor", "Necrosis")
+
+
+@pytest.fixture
+def collected(ihc):
+    """Compare the project's image with its runs: ``collected(reviewed=("all",))``."""
+
+    def compare(**options):
+        with ihc.open() as project:
+            [image] = collect(project, CollectOptions(**options))
+        return image
+
+    return compare
+
+
+def remove(ihc, rows):
+    """Delete some of the image's detections; their ids."""
+    ids = ihc.detections()["id"].iloc[rows].tolist()
+    ihc.change(HierarchyChange(remove=frozenset(map(UUID, ids))))
+    return ids
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_a_thousand_random_edits_all_are_found_and_none_invented(ihc, collected, seed):
+    record_run(ihc)
+    person = Pathologist(ihc.detections(), seed)
+    person.edit(252)
+    ihc.change(person.change())
+    found = found_edits(collected().nuclei)
+    assert found - person.expected == Counter()
+    assert person.expected - found == Counter()
+
+
+def test_an_untouched_project_has_nothing_but_kept_nuclei(ihc, collected):
+    record_run(ihc)
+    assert collected().counts == {"kept": len(grid())}
+
+
+def test_what_a_later_run_replaced_was_not_deleted_by_a_person(ihc, segment, collected):
+    first = segment(ihc, annotations=REGION).manifest.run
+    deleted = remove(ihc, [0, 1, 2])
+    second = segment(ihc, annotations=REGION).manifest.run
+    count = len(ihc.detections())
+    found = collected()
+    assert found.runs == (first, second)
+    assert found.counts == {"kept": count, "deleted": 3}
+    assert set(found.nuclei.loc[found.nuclei["kind"] == "deleted", "id"]) == set(deleted)
+    assert collected(run=first).counts == {"deleted": 3}
+    assert collected(run="last").counts == {"kept": count}
+
+
+def test_what_a_rollback_took_out_was_not_deleted_by_a_person(ihc, segment, collected):
+    segment(ihc, annotations=REGION)
+    count = len(ihc.detections())
+    second = segment(ihc, annotations=REGION).manifest.run
+    with ihc.open() as project:
+        roll_back(project, second)
+    remove(ihc, [0])
+    assert collected().counts == {"kept": count - 1, "deleted": 1}
+
+
+def test_a_run_that_kept_edited_nuclei_is_compared_beside_the_earlier_one(ihc, segment, collected):
+    segment(ihc, annotations=REGION)
+    nuclei = ihc.detections()
+    changed = nuclei.iloc[:2].assign(classification="Mitosis")
+    ihc.change(HierarchyChange(remove=frozenset(map(UUID, changed["id"])), add=changed))
+    segment(ihc, annotations=REGION)
+    assert collected().counts == {
+        "kept": len(ihc.detections()) - 2,
+        "reclassified": 2,
+    }
+
+
+def test_a_run_that_was_cut_off_before_its_write_counts_for_nothing(ihc, segment, collected):
+    before = ihc.data.read_bytes()
+    record = segment(ihc, annotations=REGION)
+    ihc.data.write_bytes(before)
+    from dataclasses import replace
+
+    record.update(replace(record.manifest.entries[0], state="predicted"))
+    with pytest.raises(RunError, match="no run wrote"):
+        collected()
+
+
+def test_nuclei_of_a_forgotten_run_are_neither_kept_nor_added(ihc, collected):
+    record_run(ihc, FEW)
+    lost = detections(outlines(FEW[:4] + 200), ["Tumor"] * 4, run="20200101-000000-abcd")
+    ihc.change(HierarchyChange(add=lost))
+    assert collected().counts == {"kept": len(FEW), "unrecorded": 4}
+
+
+def test_marks_say_who_drew_a_nucleus(ihc, collected):
+    record_run(ihc, FEW)
+    marks = ["hand", "prompt", "prompt-vit_b"]
+    drawn = detections(outlines(FEW[:3] + 200), [None] * 3, run=marks)
+    ihc.change(HierarchyChange(add=drawn))
+    nuclei = collected(unmarked="none").nuclei
+    added = nuclei[nuclei["kind"] == "added"].set_index("id")["by"]
+    assert added.loc[drawn["id"]].tolist() == ["hand", "prompt", "prompt"]
+
+
+def test_detections_of_other_tools_are_not_taken_for_a_persons(ihc, collected):
+    before = detections(outlines(FEW[:2] + 200), ["Tumor"] * 2)
+    ihc.change(HierarchyChange(add=before))
+    record_run(ihc, FEW)
+    cells = detections(outlines(FEW[2:4] + 200), [None] * 2)
+    measured = cells.assign(**{"Detection probability": 0.7})
+    shaped = detections(outlines(FEW[4:6] + 200), [None] * 2, **{"Area µm^2": 30.0})
+    remark = detections(outlines(FEW[6:8] + 200), ["PathoSAM: deleted"] * 2)
+    for frame in (measured, shaped, remark):
+        ihc.change(HierarchyChange(add=frame))
+    found = collected()
+    assert found.counts == {"kept": len(FEW), "added": 2}
+    assert set(found.nuclei.loc[found.nuclei["kind"] == "added", "id"]) == set(shaped["id"])
+    assert len(found.others) == 4
+    assert collected(unmarked="none").counts == {"kept": len(FEW)}
+    assert collected(unmarked="all").counts == {"kept": len(FEW), "added": 6}
+
+
+def test_only_what_lies_in_treated_regions_counts(ihc, collected):
+    stroma = next(o for o in ihc.objects() if o.name == "ellipse")
+    center = stroma.geometry.centroid
+    record_run(ihc, [(center.x, center.y)], annotations=("Stroma",))
+    inside = detections(outlines([(center.x + 10, center.y)]), [None])
+    outside = detections(outlines([(center.x + 200, center.y)]), [None])
+    ihc.change(HierarchyChange(add=inside))
+    ihc.change(HierarchyChange(add=outside))
+    found = collected()
+    assert found.counts == {"kept": 1, "added": 1}
+    assert [(a.label, a.counts) for a in found.annotations] == [
+        ("ellipse", {"kept": 1, "added": 1})
+    ]
+
+
+def test_reviewed_regions_are_told_from_others(ihc, collected):
+    record_run(ihc)
+    found = collected()
+    assert not found.nuclei["reviewed"].any()  # "whole image" was locked before the run
+    found = collected(reviewed=("Necrosis",))
+    region = next(a for a in found.annotations if a.classification == "Necrosis")
+    assert region.reviewed == "chosen"
+    assert found.nuclei["reviewed"].sum() >= sum(region.counts.values()) > 0
+    assert not found.nuclei["reviewed"].all()
+
+
+def test_the_command_shows_counts_and_writes_differences_for_qupath(ihc, command, tmp_path):
+    record_run(ihc, FEW)
+    deleted = remove(ihc, [0])
+    nuclei = ihc.detections()
+    changed = nuclei.iloc[:1].assign(classification="Mitosis")
+    ihc.change(HierarchyChange(remove=frozenset(map(UUID, changed["id"])), add=changed))
+    words = ["corrections", "collect", *ihc.words, "--images", "ihc.png", "--reviewed", "all"]
+    code, out, _ = command(*words, "--json", "--geojson", tmp_path / "out")
+    [image] = json.loads(out)
+    assert code == 0
+    assert image["counts"] == {"kept": 34, "deleted": 1, "reclassified": 1}
+    assert {c["kind"]: c["id"] for c in image["corrections"]}["deleted"] == deleted[0]
+    [file] = (tmp_path / "out").iterdir()
+    objects = read_geojson(file).objects
+    assert {o.classification for o in objects} == {"PathoSAM: deleted", "PathoSAM: reclassified"}
+    assert all(str(o.id) not in set(nuclei["id"]) for o in objects)
+    code, out, _ = command(*words)
+    assert code == 0
+    assert "deleted" in out
+
+
+def test_a_project_without_runs_says_what_to_do(ihc, command):
+    code, out, _ = command("corrections", "collect", *ihc.words, "--json")
+    assert code == 6
+    assert "segment" in json.loads(out)["error"]["remedy"]
+
+
+def test_a_damaged_image_is_told_and_gets_its_own_exit_code(ihc, command):
+    record_run(ihc, FEW)
+    ihc.data.write_bytes(b"torn")
+    ihc.data.with_name("data.qpdata.bkp").unlink(missing_ok=True)
+    code, out, _ = command("corrections", "collect", *ihc.words, "--images", "ihc.png", "--json")
+    assert code == 3
+    assert "data.qpdata" in json.loads(out)[0]["problem"]
