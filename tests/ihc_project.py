@@ -26,8 +26,8 @@ class IhcProject:
         self.moved = f"/slides/fixtures/0.6.0={folder}"
         self.data = self.path / "data" / "1" / "data.qpdata"
 
-    def open(self):
-        return open_project(self.path, "embedded", path_map=PathMap.parse([self.moved]))
+    def open(self, backend="embedded"):
+        return open_project(self.path, backend, path_map=PathMap.parse([self.moved]))
 
     def detections(self):
         with self.open() as project:
