@@ -32,7 +32,7 @@ from pathosam_qupath.qupath.objects import FRAME_COLUMNS, RUN_KEY, PathObject, P
 if TYPE_CHECKING:
     import geopandas as gpd
 
-__all__ = ["GeoJson", "read_geojson", "write_geojson"]
+__all__ = ["GeoJson", "detection_features", "read_geojson", "write_geojson"]
 
 _CHUNK = 16_384
 _GRID = 100
@@ -86,6 +86,13 @@ def write_geojson(
 
     replace_file(Path(path), write)
     return count
+
+
+def detection_features(
+    frame: gpd.GeoDataFrame, *, class_colors: Mapping[str, Color] | None = None
+) -> Iterator[str]:
+    """The features of a frame one by one, each a JSON text, as :func:`write_geojson`'s foreign."""
+    return _features((), [frame], dict(class_colors or {}), True)
 
 
 def _is_frame(value: object) -> bool:

@@ -1,0 +1,64 @@
+"""Which detections of an open image are as their runs have recorded them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pathosam_qupath.edits import untouched
+from pathosam_qupath.run_record import open_run, run_ids
+from pathosam_qupath.server.geometry import shape_of
+from pathosam_qupath.server.schemas import ComparedFeature, UntouchedRequest
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+
+def untouched_ids(request: UntouchedRequest, project: Path) -> list[str]:
+    """Ids of the detections that nobody has edited since their run.
+
+    Parameters
+    ----------
+    project : the project's folder or file, checked already.
+
+    Raises
+    ------
+    ProjectError, RunError : the project, or the record of a run, cannot be read.
+    """
+    from pathosam_qupath.qupath.project_file import find_project_file
+
+    folder = find_project_file(project).parent
+    known = set(run_ids(folder))
+    by_run: defaultdict[str, list[ComparedFeature]] = defaultdict(list)
+    for feature in request.objects.features:
+        run = feature.properties.get("run")
+        if isinstance(run, str) and run in known:
+            by_run[run].append(feature)
+    ids: list[str] = []
+    for run, features in by_run.items():
+        recorded = open_run(folder, run).load_predictions(request.entry)
+        now = _frame(features)
+        ids += now["id"].to_numpy()[untouched(now, recorded, ())].tolist()
+    return ids
+
+
+def _frame(features: list[ComparedFeature]) -> gpd.GeoDataFrame:
+    """Detections as ``edits`` compares them."""
+    import geopandas as gpd
+
+    def text(feature: ComparedFeature, name: str) -> str | None:
+        value = feature.properties.get(name)
+        return value if isinstance(value, str) else None
+
+    return gpd.GeoDataFrame(
+        {
+            "id": [f.id.lower() for f in features],
+            "object_type": [text(f, "objectType") or "detection" for f in features],
+            "classification": [text(f, "classification") for f in features],
+            "name": [text(f, "name") for f in features],
+            "color": [f.properties.get("color") for f in features],
+            "locked": [f.properties.get("locked") is True for f in features],
+        },
+        geometry=[shape_of(f.geometry) for f in features],
+    )

@@ -1,0 +1,207 @@
+"""Jobs over a whole project: our own command line as a process of its own.
+
+What such a command does to a project's files is settled there, its end cannot take the
+server along, and its memory goes back to the system. A cancelled one is interrupted as by
+Ctrl-C, so that images that are finished stay written; if it does not end, it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pathosam_qupath.errors import PathosamError
+from pathosam_qupath.run_record import open_run, run_ids
+from pathosam_qupath.server.access import Roots
+from pathosam_qupath.server.jobs import Job, Jobs, new_job_id
+from pathosam_qupath.server.problems import ProblemError
+from pathosam_qupath.server.schemas import (
+    ClassNames,
+    CollectJob,
+    FinetuneJob,
+    ProjectJob,
+    RollbackJob,
+)
+from pathosam_qupath.server.warm_model import CancelledError, WarmModel
+
+Request = ProjectJob | RollbackJob | CollectJob | FinetuneJob
+
+_LOOK = 0.2
+"""Seconds between two looks at the process."""
+
+_MANIFEST_LOOK = 1.0
+"""Seconds between two looks at the run's record."""
+
+_GRACE = (5.0, 15.0)
+"""Seconds that a process has to end after the first interruption, and after the second."""
+
+_SOME_FAILED = 7
+
+
+def project_job(request: Request, jobs: Jobs, roots: Roots, warm: WarmModel) -> Job:
+    """The job that a request asks for, not yet submitted.
+
+    Raises
+    ------
+    ProblemError : the project is outside the roots, or the model is none that may be named.
+    """
+    from pathosam_qupath.qupath.project_file import find_project_file
+
+    project = find_project_file(roots.check(request.project))
+    words, files = _command(request, project, warm)
+    folder = project.parent
+    before = set(run_ids(folder))
+    job = Job(
+        id=new_job_id(),
+        kind=request.kind,
+        lane="project",
+        about=str(project),
+        label=folder.name,
+        work=lambda job: _work(job, words, files, jobs, _run_watcher(folder, before)),
+    )
+    return job
+
+
+def _command(
+    request: Request, project: Path, warm: WarmModel
+) -> tuple[list[str], ClassNames | None]:
+    """Words after ``pathosam-qupath``; values are joined to their option so none can be one."""
+    at = [f"{project}", "--json"]
+    if isinstance(request, RollbackJob):
+        return ["rollback", *at, f"--run={request.run}"], None
+    if isinstance(request, CollectJob):
+        return ["corrections", "collect", *at], None
+    model = request.model or warm.name
+    if model not in warm.allowed():
+        raise ProblemError(
+            404, "unknown_model", f"model {model!r}", "no model has this name", "See /v1/models."
+        )
+    chosen = [f"--model={model}", f"--device={warm.device_name}"]
+    if isinstance(request, FinetuneJob):
+        return ["finetune", *at, *chosen], None
+    words = ["segment", *at, *chosen]
+    words += [f"--images={word}" for word in request.images]
+    words += [f"--annotations={word}" for word in request.annotations]
+    words += ["--whole-image"] if request.whole_image else []
+    words += [f"--mpp={request.mpp}"] if request.mpp is not None else []
+    words += ["--keep"] if request.keep else []
+    words += ["--replace-edited"] if request.replace_edited else []
+    return words, request.classes
+
+
+def _work(
+    job: Job,
+    words: list[str],
+    classes: ClassNames | None,
+    jobs: Jobs,
+    watch: Callable[[], dict[str, Any]],
+) -> Mapping[str, object] | None:
+    """Run the command and follow it; in the lane's thread."""
+    with tempfile.TemporaryDirectory(prefix="pathosam-") as name:
+        folder = Path(name)
+        if classes is not None:
+            (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
+            words = [*words, f"--classes={folder / 'classes.json'}"]
+        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pathosam_qupath", *words],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                **_own_group(),
+            )
+            try:
+                _follow(process, job, jobs, watch)
+            finally:
+                _end(process)
+        said = (folder / "stdout").read_text(encoding="utf-8", errors="replace")
+        complaint = (folder / "stderr").read_text(encoding="utf-8", errors="replace")
+    return _outcome(job, process.returncode, said, complaint)
+
+
+def _own_group() -> dict[str, Any]:
+    """Keep Ctrl-C in the server's terminal from reaching the process before the server."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def _follow(
+    process: subprocess.Popen[bytes], job: Job, jobs: Jobs, watch: Callable[[], dict[str, Any]]
+) -> None:
+    looked = 0.0
+    while process.poll() is None:
+        now = time.monotonic()
+        if now - looked >= _MANIFEST_LOOK:
+            looked = now
+            jobs.update(job, stage="running", **watch())
+        if job.cancelled.wait(_LOOK):
+            raise CancelledError
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a process that still runs, once more if that does not end it, then kill it."""
+    interrupt = getattr(signal, "CTRL_BREAK_EVENT", signal.SIGINT)  # the former on Windows
+    for seconds in _GRACE:
+        if process.poll() is not None:
+            return
+        process.send_signal(interrupt)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            continue
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+def _outcome(job: Job, code: int, said: str, complaint: str) -> Mapping[str, object] | None:
+    """The command's JSON, or the problem that it met."""
+    try:
+        result = json.loads(said) if said.strip() else None
+    except ValueError:
+        result = None
+    error = result.get("error") if isinstance(result, dict) else None
+    if code in (0, _SOME_FAILED) and result is not None and error is None:
+        if code == _SOME_FAILED:
+            job.note = "Some images failed; the result says which."
+        job.run = result.get("run") if isinstance(result, dict) else None
+        return {"output": result}
+    if isinstance(error, dict):
+        subject, cause, remedy = (str(error.get(k, "")) for k in ("subject", "cause", "remedy"))
+        raise ProblemError(422, "command", subject, cause, remedy)
+    if result is not None:
+        job.result = {"output": result}
+    last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "no message")
+    raise ProblemError(
+        500, "command", f"pathosam-qupath, exit code {code}", last[:500], "See `doctor`."
+    )
+
+
+def _run_watcher(folder: Path, before: set[str]) -> Callable[[], dict[str, Any]]:
+    """A function that tells how far the run is that was not there before."""
+
+    def look() -> dict[str, Any]:
+        new = [run for run in run_ids(folder) if run not in before]
+        if not new:
+            return {}
+        try:
+            entries = open_run(folder, new[-1]).manifest.entries
+        except PathosamError:
+            return {}  # it is just being written
+        done = sum(entry.state not in ("planned", "predicted") for entry in entries)
+        return {
+            "images_done": done,
+            "images_total": len(entries),
+            "nuclei": sum(entry.nuclei for entry in entries),
+            "fraction": done / len(entries) if entries else None,
+        }
+
+    return look
