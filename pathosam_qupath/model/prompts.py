@@ -42,6 +42,8 @@ class Prompt:
     mask : (height, width) bool, a rough outline. On a tile it is as large as the tile.
     mask_origin : x and y of the mask's first pixel (0, 0 on a tile).
     outline : polygons instead of a mask, drawn into one when the prompt comes to its tile.
+    ambiguous : of a lone click, whether a model that can propose several masks shall choose
+        among them; else it gives the one mask that it gives for other prompts.
     """
 
     points: tuple[tuple[float, float], ...] = ()
@@ -50,6 +52,7 @@ class Prompt:
     mask: NDArray[np.bool_] | None = None
     mask_origin: tuple[int, int] = (0, 0)
     outline: BaseGeometry | None = None
+    ambiguous: bool = True
 
     def __post_init__(self) -> None:
         if self.labels and len(self.labels) != len(self.points):
@@ -178,6 +181,7 @@ class Prompt:
             labels=tuple(label for _, label in kept),
             box=box,
             mask=mask,
+            ambiguous=self.ambiguous,
         )
 
 
@@ -250,6 +254,7 @@ class PromptedMask:
     ----------
     mask : (height, width) bool, as large as the tile; empty of True where nothing is seen.
     score : the predicted IoU of this mask with the object, about 0…1.
+    stability : IoU of the masks that a higher and a lower threshold give, 0…1.
     scores : (candidates,) float32, predicted IoU of all masks that were proposed (SAM: three
         for a single click, else one); of length 0 where a model has no more to say.
     logits : (candidates, side, side) float32, log odds at low resolution; of length 0 where
@@ -258,12 +263,16 @@ class PromptedMask:
 
     mask: NDArray[np.bool_]
     score: float
+    stability: float = 1.0
     scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     logits: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
 
 class TileEmbedding(Protocol):
-    """What an encoder made of one tile: all that later prompts need. Never changed."""
+    """What an encoder made of one tile: all that later prompts need.
+
+    Never changed, compared by identity, open to weak references.
+    """
 
     @property
     def original_size(self) -> tuple[int, int]:

@@ -22,6 +22,13 @@ from pathosam_qupath.model.sam import Embedding, SamModel
 MASK_CERTAINTY = 1e-3
 """A mask prompt says inside with 1 - this, outside with this."""
 
+STABILITY_OFFSET = 1.0
+"""Log odds by which the thresholds of the stability score lie above and below zero."""
+
+TOGETHER = 32
+"""Prompts that go through the mask decoder at a time; on the CPU one does, which takes no
+longer, and its bits do not depend on the others."""
+
 
 def segment_prompts(
     sam: SamModel, embedding: Embedding, prompts: Sequence[Prompt]
@@ -29,8 +36,7 @@ def segment_prompts(
     """The object of each prompt on one tile.
 
     Of a single positive click SAM proposes three masks; the one with the highest
-    predicted IoU is taken. Other prompts give one mask. Prompts of one kind go through the
-    mask decoder together.
+    predicted IoU is taken. Other prompts give one mask.
 
     Parameters
     ----------
@@ -47,13 +53,16 @@ def segment_prompts(
             len(prompt.points),
             prompt.box is not None,
             prompt.mask is not None,
-            prompt.is_single_click,
+            prompt.is_single_click and prompt.ambiguous,
         )
         groups.setdefault(kind, []).append(i)
+    size = 1 if embedding.features.device.type == "cpu" else TOGETHER
     with torch.inference_mode():
         for members in groups.values():
-            group = [prompts[i] for i in members]
-            results.update(zip(members, _segment_alike(sam, embedding, group), strict=True))
+            for start in range(0, len(members), size):
+                batch = members[start : start + size]
+                found = _segment_alike(sam, embedding, [prompts[i] for i in batch])
+                results.update(zip(batch, found, strict=True))
     return [results[i] for i in range(len(prompts))]
 
 
@@ -87,21 +96,28 @@ def _segment_alike(
         image_pe=sam.prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
-        multimask_output=prompts[0].is_single_click,
+        multimask_output=prompts[0].is_single_click and prompts[0].ambiguous,
     )
     results = []
     for prompt_low, prompt_scores in zip(low, scores, strict=True):
         best = int(prompt_scores.argmax())
-        mask = _full_size(prompt_low[best : best + 1], sam.config.side, embedding) > 0
+        full = _full_size(prompt_low[best : best + 1], sam.config.side, embedding)
         results.append(
             PromptedMask(
-                mask=mask.cpu().numpy(),
+                mask=(full > 0).cpu().numpy(),
                 score=float(prompt_scores[best]),
+                stability=_stability(full),
                 scores=prompt_scores.cpu().numpy(),
                 logits=prompt_low.cpu().numpy(),
             )
         )
     return results
+
+
+def _stability(logits: Tensor) -> float:
+    """IoU of the masks above a higher and a lower threshold, as SAM scores it; 0 for none."""
+    larger = int((logits > -STABILITY_OFFSET).sum())
+    return int((logits > STABILITY_OFFSET).sum()) / larger if larger else 0.0
 
 
 def _tile_box(prompt: Prompt, size: tuple[int, int]) -> tuple[float, ...] | None:

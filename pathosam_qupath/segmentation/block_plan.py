@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.errors import UsageError
 from pathosam_qupath.model.interface import ModelInfo, Postprocessing
+from pathosam_qupath.segmentation import apg
 from pathosam_qupath.segmentation.classes import MODEL_NAMES, ClassMap
 from pathosam_qupath.segmentation.objects import MARGINS
 from pathosam_qupath.segmentation.polygons import TOLERANCE
@@ -24,6 +25,9 @@ from pathosam_qupath.segmentation.tiling import (
     wanted_tiles,
 )
 from pathosam_qupath.segmentation.watershed import smoothing_reach
+
+Mode = Literal["ais", "apg"]
+"""How nuclei are found: by the seeded watershed (AIS), or by automatic prompts (APG)."""
 
 CONTEXT = 64
 """Scaled pixels around a region whose maps are computed too: a nucleus whose centroid lies
@@ -55,6 +59,7 @@ class SegmentOptions:
 
     Attributes
     ----------
+    mode : see ``watershed`` (ais) and ``apg``.
     postprocessing : thresholds; None takes the model's.
     class_map : names of classes in the project.
     seed : ids of nuclei follow from this text and their position, so the same run gives
@@ -66,6 +71,7 @@ class SegmentOptions:
     read_threads, postprocess_threads : None for the latter chooses by the device.
     """
 
+    mode: Mode = "ais"
     postprocessing: Postprocessing | None = None
     class_map: ClassMap = MODEL_NAMES
     seed: str | None = None
@@ -78,6 +84,9 @@ class SegmentOptions:
     postprocess_threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            known = " or ".join(get_args(Mode))
+            raise UsageError(f"mode {self.mode}", "there is no such mode", f"Give {known}.")
         for name in ("block", "batch_size", "network_threads", "read_threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -128,6 +137,8 @@ def plan_blocks(
         if area is not None:
             wanted &= wanted_tiles(grid, area, pixels.scale, CONTEXT)
     margin = MARGINS[-1] + 2 * smoothing_reach(parameters)
+    if options.mode == "apg":
+        margin = apg.MARGIN
     return BlockPlan(
         pixels, grid, wanted, region, tuple(blocks(grid, wanted, side=options.block, margin=margin))
     )

@@ -28,15 +28,18 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.model.prompts import promptable
+from pathosam_qupath.segmentation.apg import SeedPrompts, prompted_objects
 from pathosam_qupath.segmentation.block_plan import (
     BlockPlan,
+    Mode,
     SegmentableSlide,
     SegmentOptions,
     plan_blocks,
 )
 from pathosam_qupath.segmentation.nuclei import nuclei_frame
 from pathosam_qupath.segmentation.objects import Objects, block_objects
-from pathosam_qupath.segmentation.tile_maps import Quality, TileMaps
+from pathosam_qupath.segmentation.tile_maps import Quality, TileMaps, one_thread_each
 from pathosam_qupath.segmentation.tiling import Block, TileIndex
 
 if TYPE_CHECKING:
@@ -158,6 +161,7 @@ def segment_blocks(
     if region is not None:
         shapely.prepare(region)
     left = [(number, block) for number, block in enumerate(plan.blocks) if number not in done]
+    seeds = SeedPrompts(promptable(model), plan.grid) if options.mode == "apg" else None
     clock = _Clock()
     tiles_done = nuclei = 0
 
@@ -178,6 +182,17 @@ def segment_blocks(
 
     def objects_of(block: Block) -> Objects:
         with clock:
+            if seeds is not None:
+                embedding_of = partial(maps.embedding, strip=block.strip)
+                return prompted_objects(
+                    block.inner,
+                    plan.grid.box,
+                    partial(maps.window, strip=block.strip),
+                    partial(seeds.masks, embedding_of=embedding_of),
+                    parameters,
+                    scale=plan.pixels.scale,
+                    tolerance=options.tolerance,
+                )
             return block_objects(
                 block.inner,
                 plan.grid.box,
@@ -193,14 +208,17 @@ def segment_blocks(
         plan.wanted,
         [block for _, block in left],
         model,
+        embed=seeds is not None,
         batch_size=options.batch_size,
         network_threads=options.network_threads,
         read_threads=options.read_threads,
         tile_done=report,
     )
-    threads = options.postprocess_threads or _postprocess_threads(model.device)
+    threads = options.postprocess_threads or _postprocess_threads(model.device, options.mode)
     with maps:
-        workers = ThreadPoolExecutor(threads, "postprocess")
+        workers = ThreadPoolExecutor(
+            threads, "postprocess", initializer=one_thread_each if model.device == "cpu" else None
+        )
         under_way: deque[tuple[int, Block, Future[Objects]]] = deque()
         waiting = deque(left)
         try:
@@ -238,9 +256,15 @@ class _Clock:
             self.seconds += time.perf_counter() - self._started.at
 
 
-def _postprocess_threads(device: str) -> int:
-    """One where the network needs the cores itself, else up to four."""
-    return 1 if device == "cpu" else max(1, min(4, (os.cpu_count() or 1) // 2))
+def _postprocess_threads(device: str, mode: Mode) -> int:
+    """One where the network needs the cores itself, else up to four.
+
+    On the CPU automatic prompts take longer than the maps: then one per core.
+    """
+    cores = os.cpu_count() or 1
+    if device == "cpu":
+        return cores if mode == "apg" else 1
+    return max(1, min(4, cores // 2))
 
 
 def _within(objects: Objects, region: BaseGeometry | None) -> Objects:

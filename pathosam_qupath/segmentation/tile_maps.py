@@ -16,12 +16,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.model.prompts import PromptableModel, TileEmbedding, promptable
 from pathosam_qupath.segmentation.focus import is_blank, is_blurred
 from pathosam_qupath.segmentation.tiling import (
     Block,
@@ -42,6 +43,15 @@ _Seen = tuple[NDArray[np.uint8], "Quality | None"]
 _Key = tuple[int, TileIndex]
 """A tile as one strip of blocks holds it."""
 
+
+class _TileResult(NamedTuple):
+    """What is kept of a tile; maps and embedding are None where nothing can be in it."""
+
+    maps: Maps | None
+    quality: Quality | None
+    embedding: TileEmbedding | None
+
+
 _CPU_BATCH = 1
 _GPU_BATCH = 16
 
@@ -56,6 +66,7 @@ class TileMaps:
     pixels : the slide at the model's resolution.
     wanted : (rows, columns) bool; other tiles are background.
     blocks : in the order in which :meth:`wait_for` will be called with them.
+    embed : make embeddings, keep them, and take the maps from them, for prompts.
     batch_size, network_threads : None chooses by the model's device. Off the CPU every
         batch is filled up to ``batch_size``: kernels there are chosen by the batch's shape.
     tile_done : called in the caller's thread after each batch with the number of tiles.
@@ -74,6 +85,7 @@ class TileMaps:
         blocks: Sequence[Block],
         model: NucleusModel,
         *,
+        embed: bool = False,
         batch_size: int | None = None,
         network_threads: int | None = None,
         read_threads: int = 2,
@@ -91,19 +103,17 @@ class TileMaps:
         self._pad_batches = not on_cpu
         self._users = Counter(key for block in blocks for key in _keys(block))
         self._lock = threading.Lock()
-        self._held: dict[_Key, Maps | None] = {}
-        self._quality: dict[_Key, Quality] = {}
+        self._embedder = promptable(model) if embed else None
+        self._held: dict[_Key, _TileResult] = {}
         keys = list(self._users)
         size = self._batch_size
         self._batches = iter([keys[i : i + size] for i in range(0, len(keys), size)])
         self.total = len(keys)
-        self._under_way: deque[
-            tuple[list[_Key], Future[list[tuple[Maps | None, Quality | None]]]]
-        ] = deque()
+        self._under_way: deque[tuple[list[_Key], Future[list[_TileResult]]]] = deque()
         self._stopping = threading.Event()
         self._readers = ThreadPoolExecutor(read_threads, "read")
         self._network = ThreadPoolExecutor(
-            threads, "network", initializer=_one_thread_each if on_cpu else None
+            threads, "network", initializer=one_thread_each if on_cpu else None
         )
 
     def __enter__(self) -> TileMaps:
@@ -130,11 +140,9 @@ class TileMaps:
         while missing:
             self._top_up()
             batch, result = self._under_way.popleft()
-            for key, (maps, quality) in zip(batch, result.result(), strict=True):
-                with self._lock:
-                    self._held[key] = maps
-                    if quality is not None:
-                        self._quality[key] = quality
+            done = result.result()
+            with self._lock:
+                self._held.update(zip(batch, done, strict=True))
             missing.difference_update(batch)
             self._top_up()
             self._tile_done(len(batch))
@@ -146,13 +154,26 @@ class TileMaps:
                 self._users[key] -= 1
                 if not self._users[key]:
                     del self._held[key]
-                    self._quality.pop(key, None)
 
     def quality(self, block: Block) -> dict[TileIndex, Quality]:
         """Which tiles of a block are blank or out of focus; ask before :meth:`release`."""
         with self._lock:
-            known = self._quality
-            return {tile: known[s, tile] for s, tile in _keys(block) if (s, tile) in known}
+            known = {tile: self._held[strip, tile].quality for strip, tile in _keys(block)}
+        return {tile: quality for tile, quality in known.items() if quality is not None}
+
+    def embedding(self, tile: TileIndex, strip: int) -> TileEmbedding:
+        """The embedding of a tile that is there and not blank. Thread-safe.
+
+        Raises
+        ------
+        KeyError
+            If there is none.
+        """
+        with self._lock:
+            embedding = self._held[strip, tile].embedding
+        if embedding is None:
+            raise KeyError(tile)
+        return embedding
 
     def window(self, box: Box, strip: int) -> Maps:
         """Maps of a box in the tiles of a block that was waited for and is not released.
@@ -164,7 +185,7 @@ class TileMaps:
         maps[1:3] = 1
         wanted = [tile for tile in self._grid.tiles_of(box) if self._wanted[tile[1], tile[0]]]
         with self._lock:
-            known = {tile: self._held[strip, tile] for tile in wanted}
+            known = {tile: self._held[strip, tile].maps for tile in wanted}
         for tile in wanted:
             tile_maps = known[tile]
             if tile_maps is not None:
@@ -182,7 +203,7 @@ class TileMaps:
                 return
             self._under_way.append((batch, self._submit([tile for _, tile in batch])))
 
-    def _submit(self, batch: list[TileIndex]) -> Future[list[tuple[Maps | None, Quality | None]]]:
+    def _submit(self, batch: list[TileIndex]) -> Future[list[_TileResult]]:
         reads = [self._readers.submit(self._read, tile) for tile in batch]
         return self._network.submit(self._predict, batch, reads)
 
@@ -198,33 +219,47 @@ class TileMaps:
             self.seconds_read += time.perf_counter() - start
         return rgb, quality
 
-    def _predict(
-        self, batch: list[TileIndex], reads: list[Future[_Seen]]
-    ) -> list[tuple[Maps | None, Quality | None]]:
+    def _predict(self, batch: list[TileIndex], reads: list[Future[_Seen]]) -> list[_TileResult]:
         tiles, quality = zip(*(read.result() for read in reads), strict=True)
-        result: list[Maps | None] = [None] * len(batch)
-        if self._stopping.is_set():
-            return list(zip(result, quality, strict=True))
+        maps: list[Maps | None] = [None] * len(batch)
+        embeddings: list[TileEmbedding | None] = [None] * len(batch)
         start = time.perf_counter()
         shown = [i for i, seen in enumerate(quality) if seen != "blank"]
-        if shown:
+        if self._stopping.is_set():
+            shown = []
+        if self._embedder is not None:
+            for i in shown:
+                embeddings[i], whole = _embedded(self._embedder, tiles[i])
+                maps[i] = self._inside(batch[i], whole)
+        elif shown:
             fill = self._batch_size - len(shown) if self._pad_batches else 0
             stack = np.stack([tiles[i] for i in (*shown, *[shown[0]] * fill)])
-            predicted = self._model.predict(stack)
-            halo = self._grid.halo
-            for i, maps in zip(shown, predicted, strict=False):
-                box = self._grid.tile_box(batch[i])
-                result[i] = maps[:, halo : halo + box.height, halo : halo + box.width].copy()
+            for i, whole in zip(shown, self._model.predict(stack), strict=False):
+                maps[i] = self._inside(batch[i], whole)
         with self._lock:
             self.seconds_network += time.perf_counter() - start
-        return list(zip(result, quality, strict=True))
+        return list(map(_TileResult, maps, quality, embeddings))
+
+    def _inside(self, tile: TileIndex, maps: Maps) -> Maps:
+        """The part of a tile's maps that is used."""
+        halo, box = self._grid.halo, self._grid.tile_box(tile)
+        return maps[:, halo : halo + box.height, halo : halo + box.width].copy()
+
+
+def _embedded(
+    model: PromptableModel[TileEmbedding], rgb: NDArray[np.uint8]
+) -> tuple[TileEmbedding, Maps]:
+    """Embedding of a tile, and the maps that the model predicts of it."""
+    embedding = model.embed(rgb)
+    maps, classes = model.embedded_maps(embedding), model.embedded_classes(embedding)
+    return embedding, maps if classes is None else np.concatenate([maps, classes])
 
 
 def _keys(block: Block) -> list[_Key]:
     return [(block.strip, tile) for tile in block.tiles]
 
 
-def _one_thread_each() -> None:
+def one_thread_each() -> None:
     """Let each network thread work alone.
 
     torch rounds differently with another number of threads inside one operation, so tiles,
