@@ -1,0 +1,156 @@
+package pathosam
+
+import qupath.lib.objects.PathObject
+
+/** Work on the project's files by the server: segment, collect corrections, fine-tune, undo. */
+class ProjectWork {
+
+    private static final String ALL = 'all'
+    private static final String SEGMENT = 'PathoSAM: segment this project'
+    private static final String CORRECTIONS = 'PathoSAM: record corrections'
+    private static final String TUNE = 'PathoSAM: fine-tune'
+    private static final String UNDO = 'PathoSAM: undo last run'
+    private static final String REVIEW = 'PathoSAM: mark as reviewed'
+    private static final String REVIEWED = 'PathoSAM reviewed'
+    private static final String WARNING = 'The files of the project are changed. Open images are saved first and ' +
+        'shown anew afterwards; images that are open in another QuPath would overwrite the result when saved there.'
+
+    /** Menu: Segment this project... */
+    static void segment(Context context) {
+        context.doing(SEGMENT) {
+            File folder = context.projectFolder
+            List<String> classes = [ALL] + context.project.pathClasses*.toString().findAll { String it ->
+                it && !it.startsWith('Ignore')
+            }
+            String which = context.args.annotations ?: context.ui.choose(SEGMENT, 'Annotations of class', classes, ALL)
+            int images = context.project.imageList.size()
+            if (which == null || !context.ui.confirm(SEGMENT,
+                    "Segment nuclei in annotations (${which}) of ${images} images?\n\n${WARNING}")) {
+                return
+            }
+            Map<String, Object> request = [kind: 'project', project: folder.absolutePath, annotations: [which],
+                model: context.settings.get('model')]
+            if (context.settings.classNames) {
+                request.classes = context.settings.classNames
+            }
+            if (context.settings.mpp != null) {
+                request.mpp = context.settings.mpp
+            }
+            onFiles(context, SEGMENT, request) { Map job -> entries(job) }
+        }
+    }
+
+    /** Menu: Record corrections. */
+    static void collect(Context context) {
+        context.doing(CORRECTIONS) {
+            File folder = context.projectFolder
+            if (context.ui.saveOpen(context.project)) {
+                Map job = work(context, CORRECTIONS, [kind: 'collect', project: folder.absolutePath])
+                context.ui.tell(CORRECTIONS, said(job.result))
+            }
+        }
+    }
+
+    /** Menu: Fine-tune. */
+    static void fineTune(Context context) {
+        context.doing(TUNE) {
+            File folder = context.projectFolder
+            if (context.ui.confirm(TUNE, 'Train the model further on the recorded corrections of this project?\n\n' +
+                    'It takes minutes, and longer without a graphics card. The model in use stays as it is until ' +
+                    'the new one is chosen in Settings.')) {
+                Map job = work(context, TUNE, [kind: 'finetune', project: folder.absolutePath])
+                context.ui.tell(TUNE, said(job.result))
+            }
+        }
+    }
+
+    /** Menu: Undo last run. */
+    static void undo(Context context) {
+        context.doing(UNDO) {
+            Changes last = Changes.last(context.hierarchy)
+            if (last != null) {
+                int kept = context.ui.change { last.undo(context.hierarchy) } as int
+                context.ui.tell(UNDO, "${last.addedCount - kept} objects taken out, ${last.removedCount} put back" +
+                    (kept ? "; ${kept} edited ones kept" : ''))
+                return
+            }
+            List<PathObject> marked = Earlier.marked(context.hierarchy)
+                .findAll { PathObject it -> Nuclei.run(it).charAt(0).digit }
+            if (marked.empty) {
+                throw new PathosamException('image', 'it has no nuclei of a run', 'There is nothing to undo here.',
+                    'nothing_to_undo')
+            }
+            String run = marked.collect { PathObject it -> Nuclei.run(it) }.max()
+            List<PathObject> own = marked.findAll { PathObject it -> Nuclei.run(it) == run }
+            if (own.any { PathObject it -> Nuclei.fingerprinted(it) }) {
+                takeOut(context, run, own)
+            } else if (context.ui.confirm(UNDO,
+                    "Run ${run} was over the project. Undo it in all of its images?\n\n${WARNING}")) {
+                onFiles(context, UNDO, [kind: 'rollback', project: context.projectFolder.absolutePath, run: run]) {
+                    Map job -> said(job.result)
+                }
+            }
+        }
+    }
+
+    /** Menu: Mark annotation as reviewed. */
+    static void review(Context context) {
+        context.doing(REVIEW) {
+            List<PathObject> annotations = Regions.selected(context.hierarchy)
+            context.ui.change {
+                annotations.each { PathObject it -> it.metadata[REVIEWED] = 'yes' }
+                context.hierarchy.fireObjectsChangedEvent(REVIEW, annotations)
+            }
+            context.ui.tell(REVIEW, "${annotations.size()} marked: what is inside counts as corrected")
+        }
+    }
+
+    private static void takeOut(Context context, String run, List<PathObject> own) {
+        List<PathObject> go = own.findAll { PathObject it -> Nuclei.untouched(it) }
+        Changes changes = new Changes(run)
+        go.each { PathObject it -> changes.remove(it) }
+        context.ui.change {
+            changes.apply(context.hierarchy)
+            Changes.forget(context.hierarchy)
+        }
+        context.ui.tell(UNDO, "${go.size()} nuclei of run ${run} taken out" +
+            (go.size() < own.size() ? "; ${own.size() - go.size()} edited ones kept" : ''))
+    }
+
+    /** Work that changes the project's files: save first, show anew afterwards. */
+    private static void onFiles(Context context, String title, Map<String, Object> request, Closure telling) {
+        if (!context.ui.saveOpen(context.project)) {
+            return
+        }
+        try {
+            Map job = work(context, title, request)
+            context.ui.tell(title, telling(job) as String)
+        } finally {
+            // What a cancelled or failed run has written is there all the same.
+            context.ui.reloadOpen(context.project)
+        }
+    }
+
+    private static Map work(Context context, String title, Map<String, Object> request) {
+        context.ui.working(title) { Progress progress -> context.client(progress).run(request, progress) } as Map
+    }
+
+    private static String entries(Map job) {
+        List<Map> entries = (job.result?.entries ?: []) as List<Map>
+        int nuclei = entries.sum(0) { Map it -> it.nuclei ?: 0 } as int
+        List<Map> failed = entries.findAll { Map it -> it.state == 'failed' }
+        "${nuclei} nuclei in ${entries.size() - failed.size()} images" +
+            (failed ? '; failed: ' + failed.collect { Map it -> "${it.name} (${it.message})" }.join('; ') : '')
+    }
+
+    /** A small result in words: numbers and texts by their names. */
+    private static String said(Object result) {
+        switch (result) {
+            case Map: return result.findAll { String name, Object value -> value != null && value != [] }
+                .collect { String name, Object value -> "${name.replace('_', ' ')}: ${said(value)}" }.join('\n')
+            case List: return result.collect { Object it -> said(it).replace('\n', ', ') }.join('\n')
+            default: return String.valueOf(result)
+        }
+    }
+
+}
