@@ -13,6 +13,8 @@ from pathosam_qupath.cli_options import (
     BackendOption,
     ImagesOption,
     JsonOption,
+    ModelOption,
+    MppOption,
     PathMapOption,
     ProjectArgument,
 )
@@ -32,6 +34,14 @@ class Unmarked(str, Enum):
     new = "new"
     all = "all"
     none = "none"
+
+
+class OnConflict(str, Enum):
+    """Whose nuclei count where two projects reviewed the same place."""
+
+    newest = "newest"
+    keep = "keep"
+    error = "error"
 
 
 ReviewedOption = Annotated[
@@ -85,3 +95,51 @@ def collect(
             write_differences(opened, found, geojson)
     show(found, collected_table, as_json)
     raise typer.Exit(exit_code(found))
+
+
+@app.command()
+def export(
+    projects: Annotated[
+        list[Path],
+        typer.Argument(metavar="PROJECT...", help="Folders of projects or .qpproj files."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The training data; it grows.")],
+    model: ModelOption = "bundled",
+    images: ImagesOption = [],  # noqa: B006
+    reviewed: ReviewedOption = [],  # noqa: B006
+    unmarked: UnmarkedOption = Unmarked.new,
+    on_conflict: Annotated[
+        OnConflict,
+        typer.Option(
+            help="Where two projects reviewed the same place of a slide: what was saved last "
+            "counts, what is in DIR already, or it is an error if they disagree."
+        ),
+    ] = OnConflict.newest,
+    mpp: MppOption = None,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Add the reviewed regions of projects to a folder of training data.
+
+    Crops have the resolution of --model. The folder is what `finetune`, `train` and `evaluate`
+    read; COCO's and PathoSAM's layouts lie beside.
+    """
+    from functools import partial
+
+    from pathosam_qupath.cli import exit_code, load_as_told, open_as_told
+    from pathosam_qupath.console import show
+    from pathosam_qupath.corrections.collect import CollectOptions
+    from pathosam_qupath.corrections.exporting import export_corrections
+    from pathosam_qupath.tables_corrections import export_table
+
+    report = export_corrections(
+        [partial(open_as_told, project, backend, path_map) for project in projects],
+        out,
+        mpp=load_as_told(model, "cpu").info.mpp,
+        options=CollectOptions(None, tuple(images), tuple(reviewed), unmarked.value),
+        image_mpp=mpp,
+        on_conflict=on_conflict.value,
+    )
+    show(report, export_table, as_json)
+    raise typer.Exit(exit_code([None, *report.problems]))

@@ -11,6 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from pathosam_qupath.corrections.collect import EntryCorrections
+    from pathosam_qupath.corrections.exporting import ExportReport
 
 _SHORT = {"reshaped and reclassified": "both"}
 _MOST = 40
@@ -40,6 +41,30 @@ def collected_table(found: Sequence[EntryCorrections]) -> Group:
         if len(one.annotations) > _MOST:
             table.add_row("", f"and {len(one.annotations) - _MOST:,} more: --json lists all")
     return Group(table, *notes)
+
+
+def export_table(report: ExportReport) -> Group:
+    """What ``corrections export`` added, and what the folder holds now."""
+    table = Table(show_header=False, box=None)
+    for name in ("name", "value"):
+        table.add_column(name, overflow="fold")
+    facts = {
+        "folder": report.folder,
+        "resolution": f"{report.mpp:g} µm/px",
+        "regions": f"{report.regions:,}, {report.added:,} of them from this export",
+        "crops": _listed(report.crops),
+        "nuclei": _listed(report.nuclei),
+        "classes": _listed(report.classes),
+    }
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    notes = [Text(note, style="yellow") for note in report.notes]
+    problems = [Text(f"{p.image}: {p.message}", style="red") for p in report.problems]
+    return Group(table, *notes, *problems)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items()) or "none"
 
 
 def _numbers(counts: Mapping[str, int], kinds: Sequence[str]) -> list[str]:
