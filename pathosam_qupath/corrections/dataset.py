@@ -35,7 +35,7 @@ class Batch:
     ----------
     images : (n, side, side, 3) uint8 RGB.
     maps : (n, 4, side, side) uint8: foreground, centre distance, boundary distance (0…1
-        as 0…255), and 255 where the crop lies inside its image.
+        as 0…255), and 255 where the crop lies inside its image and is not to be ignored.
     types : (n, side, side) uint8: class index, or 255 where none is to be learnt.
     """
 
@@ -145,10 +145,12 @@ def _pyramid(sample: Sample, mpp: float, class_lookup: NDArray[np.uint8]) -> lis
     image = sample.image
     maps = np.empty((*sample.labels.shape, 4), np.uint8)
     maps[..., :3] = (target_maps(sample.labels) * 255 + 0.5).transpose(1, 2, 0)
-    maps[..., 3] = 255
+    maps[..., 3] = 255 if sample.ignore is None else np.where(sample.ignore, 0, 255)
     types = None
     if sample.types is not None:
-        types = np.where(sample.labels > 0, class_lookup[sample.types], IGNORED_TYPE)
+        types = np.where(
+            (sample.labels > 0) & (maps[..., 3] > 0), class_lookup[sample.types], IGNORED_TYPE
+        )
     levels = [_Level(image, maps, types, mpp)]
     while min(image.shape[:2]) >= 64 and len(levels) < 4:
         size = (image.shape[1] // 2, image.shape[0] // 2)

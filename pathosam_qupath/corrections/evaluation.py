@@ -2,8 +2,9 @@
 
 An image is brought to the model's resolution, goes through the model tile by tile and
 through the watershed of the product, and the labels are brought back: scores are those of
-the image's own pixels. A source's scores are means over its images, its class accuracy
-the share of right classes among all its matched nuclei; `mean` is over the sources.
+the image's own pixels. Nuclei found mostly where nobody looked do not count. A source's
+scores are means over its images, its class accuracy the share of right classes among all its
+matched nuclei; `mean` is over the sources.
 """
 
 from __future__ import annotations
@@ -95,6 +96,8 @@ def evaluate_samples(
 def score_sample(model: NucleusModel, sample: Sample, mpp: float = 0.25) -> ImageResult:
     """Segment one sample and score it."""
     labels, classes = segment_image(model, sample.image, sample.mpp or mpp)
+    if sample.ignore is not None:
+        labels = _without_ignored(labels, sample.ignore)
     table = overlaps(sample.labels, labels)
     typed = right = 0
     if sample.types is not None and model.info.classes:
@@ -119,6 +122,13 @@ def score_sample(model: NucleusModel, sample: Sample, mpp: float = 0.25) -> Imag
         typed=typed,
         right=right,
     )
+
+
+def _without_ignored(labels: NDArray[np.int32], ignore: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Labels without the nuclei that lie mostly in what is to be ignored."""
+    areas = np.bincount(labels.ravel())
+    ignored = np.bincount(labels[ignore], minlength=areas.size)
+    return np.where((2 * ignored > areas)[labels], np.int32(0), labels)
 
 
 def types_of_classes(classes: Sequence[str]) -> list[set[int]]:

@@ -2,8 +2,9 @@
 
 A folder holds ``images/`` (RGB), ``labels/`` (instance ids 1…N, 0 background),
 optionally ``types/`` (one id per pixel, the ids of PanNuke, see :data:`TYPES`) and
-``manifest.csv`` with the columns ``file``, ``label``, ``types``, ``mpp``,
+``manifest.csv`` with the columns ``file``, ``label``, ``types``, ``ignore``, ``mpp``,
 ``original_dataset`` and ``median_diam_px``; without a manifest, files are paired by name.
+``ignore/`` holds masks that are not 0 where nobody looked: such pixels neither teach nor count.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ class Sample:
     labels : (height, width) int32 instance ids, 0 background.
     types : (height, width) uint8 type ids, or None when no types are known.
     mpp : micrometres per pixel, or None when the manifest has none.
+    ignore : (height, width) bool, True where it is not known what is there; None: nowhere.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Sample:
     labels: NDArray[np.int32]
     types: NDArray[np.uint8] | None
     mpp: float | None
+    ignore: NDArray[np.bool_] | None = None
 
 
 def is_sample_folder(folder: Path) -> bool:
@@ -117,14 +120,15 @@ def _rows_by_name(folder: Path) -> list[dict[str, str]]:
         found = sorted((folder / kind).glob("*")) if (folder / kind).is_dir() else []
         return {p.stem: f"{kind}/{p.name}" for p in found if p.suffix.lower() in _SUFFIXES}
 
-    labels, types = files("labels"), files("types")
+    labels, types, ignore = files("labels"), files("types"), files("ignore")
     rows = []
     for stem, file in files("images").items():
         if stem not in labels:
             raise ImageError(
                 folder / file, "no mask of that name in `labels`", "Add it or remove the image."
             )
-        rows.append({"file": file, "label": labels[stem], "types": types.get(stem, "")})
+        optional = {"types": types.get(stem, ""), "ignore": ignore.get(stem, "")}
+        rows.append({"file": file, "label": labels[stem], **optional})
     return rows
 
 
@@ -138,7 +142,8 @@ def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
         )
     labels = _read_image(folder / row["label"])
     types = _read_image(folder / row["types"]) if row.get("types") else None
-    for kind, mask in (("label", labels), ("types", types)):
+    ignore = _read_image(folder / row["ignore"]) if row.get("ignore") else None
+    for kind, mask in (("label", labels), ("types", types), ("ignore", ignore)):
         if mask is not None and mask.shape != image.shape[:2]:
             raise ImageError(
                 folder / row[kind],
@@ -153,6 +158,7 @@ def _read_sample(folder: Path, row: dict[str, str]) -> Sample:
         labels=labels.astype(np.int32),
         types=None if types is None else types.astype(np.uint8),
         mpp=parse_mpp(row.get("mpp")),
+        ignore=None if ignore is None else ignore.astype(bool),
     )
 
 
