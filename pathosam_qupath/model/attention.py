@@ -65,27 +65,73 @@ def lower_precision(encoder: nn.Module, dtype: torch.dtype) -> None:
 
 def _block(block: Any, x: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
     """One transformer block, (1, height, width, channels) float32 to the same."""
-    inner = block.norm1(x).to(dtype)
-    window = block.window_size
+    inner = _attention(block.attn, block.norm1(x).to(dtype), block.window_size)
+    x = x + inner.float()
+    del inner
+    hidden = _linear(block.mlp.lin1, block.norm2(x).to(dtype), gelu=True)
+    return x.add_(_linear(block.mlp.lin2, hidden).float())
+
+
+def _linear(layer: Any, x: Tensor, *, gelu: bool = False) -> Tensor:  # noqa: ANN401
+    """A linear layer, and GELU if wanted.
+
+    On a CPU by oneDNN, which takes bias and GELU into the product and, in float32, is
+    faster than PyTorch's own choice on processors that are not Intel's.
+    """
+    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        shape = (*x.shape[:-1], len(layer.weight))
+        wanted = ("gelu", [], "none") if gelu else ("none", [], "")
+        flat = x.reshape(-1, x.shape[-1])
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(
+            flat, layer.weight, layer.bias, *wanted
+        )
+        return product.view(shape)
+    product = layer(x)
+    return functional.gelu(product) if gelu else product
+
+
+def _attention(attn: Any, x: Tensor, window: int) -> Tensor:  # noqa: ANN401
+    """(1, height, width, channels) to the same, across the whole or inside windows.
+
+    The padding of the last windows takes part as keys. It is zero before the layer that
+    makes queries, keys and values, hence that layer's bias behind it, and not computed.
+    """
+    _, height, width, _ = x.shape
+    heads = attn.num_heads
+    qkv = _linear(attn.qkv, x)
+    grid = (1, 1)
     if window > 0:
-        inner, padded = _windows(inner, window)
-        inner = _attention(block.attn, inner)
-        inner = _without_windows(inner, window, padded, (x.shape[1], x.shape[2]))
-    else:
-        inner = _attention(block.attn, inner)
-    x = x + inner
-    hidden = functional.gelu(block.mlp.lin1(block.norm2(x).to(dtype)))
-    return x.add_(block.mlp.lin2(hidden))
+        qkv, grid = _windows(qkv, window, attn.qkv.bias)
+    n, rows, columns, _ = qkv.shape
+    qkv = qkv.view(n, rows * columns, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = (part.reshape(n * heads, rows * columns, -1) for part in qkv)
+    positions_h = positions_w = None
+    if attn.use_rel_pos:
+        positions_h = relative_positions(attn.rel_pos_h, rows).to(q.dtype)
+        positions_w = relative_positions(attn.rel_pos_w, columns).to(q.dtype)
+    attend = attend_fused if x.is_cuda else attend_in_chunks
+    values = attend(q, k, v, attn.scale, (rows, columns), positions_h, positions_w)
+    del qkv, q, k, v
+    values = values.view(n, heads, rows, columns, -1).permute(0, 2, 3, 1, 4)
+    values = values.reshape(n, rows, columns, -1)
+    if window > 0:
+        values = _without_windows(values, window, grid, (height, width))
+    return _linear(attn.proj, values)
 
 
-def _windows(x: Tensor, window: int) -> tuple[Tensor, tuple[int, int]]:
-    """(1, h, w, c) to (windows, window, window, c); the padding takes part as keys."""
+def _windows(x: Tensor, window: int, padding: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """(1, h, w, c) to (windows, window, window, c), and the number of windows each way.
+
+    ``padding`` (c,) fills the windows that hang over the border.
+    """
     _, height, width, channels = x.shape
-    pad_h, pad_w = -height % window, -width % window
-    x = functional.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-    rows, columns = (height + pad_h) // window, (width + pad_w) // window
-    x = x.view(rows, window, columns, window, channels).transpose(1, 2)
-    return x.reshape(-1, window, window, channels), (rows, columns)
+    rows, columns = -(-height // window), -(-width // window)
+    whole = x.new_empty((rows * window, columns * window, channels))
+    whole[:height, :width] = x[0]
+    whole[height:] = padding
+    whole[:height, width:] = padding
+    parts = whole.view(rows, window, columns, window, channels).transpose(1, 2)
+    return parts.reshape(-1, window, window, channels), (rows, columns)
 
 
 def _without_windows(
@@ -96,23 +142,6 @@ def _without_windows(
     x = x.view(rows, columns, window, window, -1).transpose(1, 2)
     x = x.reshape(1, rows * window, columns * window, -1)
     return x[:, : size[0], : size[1]]
-
-
-def _attention(attn: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-    """(n, height, width, channels) to the same; every n and every head by itself."""
-    n, height, width, _ = x.shape
-    heads = attn.num_heads
-    qkv = attn.qkv(x).reshape(n, height * width, 3, heads, -1).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.reshape(3, n * heads, height * width, -1).unbind(0)
-    positions_h = positions_w = None
-    if attn.use_rel_pos:
-        positions_h = relative_positions(attn.rel_pos_h, height).to(q.dtype)
-        positions_w = relative_positions(attn.rel_pos_w, width).to(q.dtype)
-    attend = attend_fused if x.is_cuda else attend_in_chunks
-    values = attend(q, k, v, attn.scale, (height, width), positions_h, positions_w)
-    values = values.view(n, heads, height, width, -1).permute(0, 2, 3, 1, 4)
-    result: Tensor = attn.proj(values.reshape(n, height, width, -1))
-    return result
 
 
 def relative_positions(table: Tensor, size: int) -> Tensor:
@@ -161,26 +190,40 @@ def attend_in_chunks(
     """
     n, tokens, channels = q.shape
     height, width = size
-    row_bytes = tokens * q.element_size()
-    together = max(1, min(n, scores_bytes // (row_bytes * tokens)))
-    rows = max(1, min(height, scores_bytes // (row_bytes * width)))
-    scaled = q * scale
-    keys = k.transpose(1, 2)
-    out = torch.empty_like(scaled)
+    whole_bytes = tokens * tokens * q.element_size()
+    if positions_h is not None and positions_w is not None and whole_bytes <= scores_bytes:
+        # A window: position terms as further channels of queries and keys cost less than
+        # additions along its short rows.
+        q, k = _with_positions(q * scale, q, k, size, positions_h, positions_w)
+        positions_h = positions_w = None
+    elif positions_h is not None and positions_w is not None:
+        grid = q.view(n, height, width, channels)
+        by_h = _position_terms_h(grid, positions_h).unsqueeze(-1)
+        by_w = _position_terms_w(grid, positions_w).unsqueeze(-2)
+        q = q * scale
+    else:
+        q = q * scale
+    together = max(1, min(n, scores_bytes // whole_bytes))
+    rows = max(1, min(height, scores_bytes // (tokens * width * q.element_size())))
+    keys = k.transpose(1, 2).contiguous()
+    out = torch.empty_like(v)
+    room = q.new_empty(2 * together * rows * width * tokens)
     for start in range(0, n, together):
         part = slice(start, start + together)
         for first in range(0, height, rows):
             count = min(rows, height - first)
-            tokens_here = slice(first * width, (first + count) * width)
-            scores = torch.bmm(scaled[part, tokens_here], keys[part])
-            if positions_h is not None and positions_w is not None:
-                by_row = q[part, tokens_here].reshape(-1, count, width, channels)
-                by_h = _position_terms_h(by_row, positions_h[first : first + count])
-                by_w = _position_terms_w(by_row, positions_w)
-                grid = scores.view(-1, count, width, height, width)
-                grid += by_h[..., :, None]
-                grid += by_w[..., None, :]
-            out[part, tokens_here] = torch.bmm(scores.softmax(dim=-1), v[part])
+            here = slice(first * width, (first + count) * width)
+            queries = q[part, here]
+            shape = (len(queries), count * width, tokens)
+            size_here = shape[0] * shape[1] * tokens
+            scores = torch.bmm(queries, keys[part], out=room[:size_here].view(shape))
+            if positions_h is not None:
+                by_key = scores.view(-1, count, width, height, width)
+                by_key += by_h[part, first : first + count]
+                by_key += by_w[part, first : first + count]
+            shares = room[size_here : 2 * size_here].view(shape)
+            torch.softmax(scores, -1, out=shares)
+            out[part, here] = torch.bmm(shares, v[part])
     return out
 
 
@@ -199,19 +242,31 @@ def attend_fused(
     these terms appended to the query, and the key's row and column one-hot to the key,
     one product gives the whole score.
     """
-    n, tokens, channels = q.shape
-    height, width = size
     scaled = q * scale
     if positions_h is not None and positions_w is not None:
-        grid = q.view(n, height, width, channels)
-        by_h = _position_terms_h(grid, positions_h).reshape(n, tokens, height)
-        by_w = _position_terms_w(grid, positions_w).reshape(n, tokens, width)
-        scaled = torch.cat([scaled, by_h, by_w], dim=-1)
-        at = torch.arange(tokens, device=q.device)
-        row = functional.one_hot(at // width, height).to(k.dtype)
-        column = functional.one_hot(at % width, width).to(k.dtype)
-        k = torch.cat([k, torch.cat([row, column], dim=1).expand(n, -1, -1)], dim=-1)
+        scaled, k = _with_positions(scaled, q, k, size, positions_h, positions_w)
     return functional.scaled_dot_product_attention(scaled, k, v, scale=1.0)
+
+
+def _with_positions(
+    scaled: Tensor,
+    q: Tensor,
+    k: Tensor,
+    size: tuple[int, int],
+    positions_h: Tensor,
+    positions_w: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Scaled queries with the position terms, and keys with their row and column one-hot."""
+    n, tokens, channels = q.shape
+    height, width = size
+    grid = q.view(n, height, width, channels)
+    by_h = _position_terms_h(grid, positions_h).reshape(n, tokens, height)
+    by_w = _position_terms_w(grid, positions_w).reshape(n, tokens, width)
+    at = torch.arange(tokens, device=q.device)
+    row = functional.one_hot(at // width, height).to(k.dtype)
+    column = functional.one_hot(at % width, width).to(k.dtype)
+    keys = torch.cat([k, torch.cat([row, column], dim=1).expand(n, -1, -1)], dim=-1)
+    return torch.cat([scaled, by_h, by_w], dim=-1), keys
 
 
 def _position_terms_h(q: Tensor, positions: Tensor) -> Tensor:
