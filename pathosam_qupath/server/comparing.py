@@ -39,7 +39,8 @@ def untouched_ids(request: UntouchedRequest, project: Path) -> list[str]:
     for run, features in by_run.items():
         recorded = open_run(folder, run).load_predictions(request.entry)
         now = _frame(features)
-        ids += now["id"].to_numpy()[untouched(now, recorded, ())].tolist()
+        parents = {f.id.lower() for f in features if f.properties.get("children")}
+        ids += now["id"].to_numpy()[untouched(now, recorded, parents)].tolist()
     return ids
 
 

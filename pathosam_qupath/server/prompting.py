@@ -20,7 +20,7 @@ from pathosam_qupath.server.images import Images, OpenImage
 from pathosam_qupath.server.limits import Limits
 from pathosam_qupath.server.problems import ProblemError
 from pathosam_qupath.server.schemas import PromptModel, PromptRequest, PromptResponse
-from pathosam_qupath.server.segment_job import class_map_of, new_live_run_id
+from pathosam_qupath.server.segment_job import class_map_of
 from pathosam_qupath.server.warm_model import Device, WarmModel
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from pathosam_qupath.segmentation.prompting import PromptSession
 
 _MODEL_SECONDS = 30.0
+
+PROMPT_RUN = "prompt"
+"""What the objects of prompts bear in place of a run's id: no record knows them, so that no
+later run replaces them, and that they are corrections can be told."""
 
 
 class _CountingModel:
@@ -74,8 +78,6 @@ class Prompts:
         self._sessions: OrderedDict[tuple[str, str], tuple[_CountingModel, PromptSession]]
         self._sessions = OrderedDict()
         self._model: NucleusModel | None = None
-        # One run for all prompts of a server's life: its objects are told from other runs' by it.
-        self.run = new_live_run_id()
 
     def answer(self, request: PromptRequest) -> PromptResponse:
         """The object of each prompt.
@@ -101,7 +103,7 @@ class Prompts:
         colors = class_colors(model.info.classes, model.info.colors, classes)
         return PromptResponse(
             type="FeatureCollection",
-            features=_features(frame, image, colors, self.run),
+            features=_features(frame, image, colors),
             encoder_passes=passes,
             milliseconds=round(1000 * (time.perf_counter() - began), 1),
         )
@@ -185,14 +187,14 @@ def _prompt(number: int, given: PromptModel, image: OpenImage) -> Prompt:
 
 
 def _features(
-    frame: gpd.GeoDataFrame, image: OpenImage, colors: dict[str, tuple[int, int, int]], run: str
+    frame: gpd.GeoDataFrame, image: OpenImage, colors: dict[str, tuple[int, int, int]]
 ) -> list[dict[str, Any]]:
     """One GeoJSON feature per row; without geometry where nothing was seen."""
     from pathosam_qupath.qupath.geojson import detection_features
 
     shapes = frame.geometry.to_numpy()
     seen = np.array([shape is not None and not shape.is_empty for shape in shapes], bool)
-    found = frame[seen].assign(object_type="detection", run=run)
+    found = frame[seen].assign(object_type="detection", run=PROMPT_RUN)
     found = found.set_geometry(image.placement.shapes_to_slide(shapes[seen]))
     columns = [c for c in FRAME_COLUMNS if c in found.columns]
     found = found[[*columns, *(c for c in found.columns if c not in FRAME_COLUMNS)]]

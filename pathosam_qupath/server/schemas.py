@@ -445,7 +445,9 @@ class ComparedFeature(BaseModel):
 
 
 class ComparedFeatures(BaseModel):
-    """Detections; their properties: run, classification (name or null), name, locked."""
+    """Detections; their properties: run, classification (name or null), name, locked,
+    color, children (whether it has any).
+    """
 
     model_config = ConfigDict(strict=True)
     type: Literal["FeatureCollection"]
