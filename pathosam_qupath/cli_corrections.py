@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from pathosam_qupath import cli_models
 from pathosam_qupath.cli_options import (
     Backend,
     BackendOption,
+    DeviceOption,
     ImagesOption,
     JsonOption,
     ModelOption,
@@ -143,3 +145,33 @@ def export(
     )
     show(report, export_table, as_json)
     raise typer.Exit(exit_code([None, *report.problems]))
+
+
+@cli_models.app.command("compare")
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model's name or file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
+    data: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Images and labels, or an export (its held-out part)."),
+    ],
+    device: DeviceOption = "auto",
+    mpp: Annotated[
+        float, typer.Option(metavar="µm/px", help="Pixel size of images without one.")
+    ] = 0.25,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models: PQ, F1, mSA and class accuracy with 95 % intervals, and a verdict.
+
+    B is worse where a figure loses more than a point or its interval lies below 0, better where
+    an interval lies above 0 and no figure is worse.
+    """
+    from pathosam_qupath.cli import load_as_told
+    from pathosam_qupath.console import evaluation_progress, show
+    from pathosam_qupath.corrections.comparison import compare_models
+    from pathosam_qupath.tables_corrections import comparison_table
+
+    models = load_as_told(a, device), load_as_told(b, device)
+    with evaluation_progress() as progress:
+        report = compare_models(*models, data, mpp, names=(a, b), progress=progress)
+    show(report, comparison_table, as_json)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from pathosam_qupath.corrections.collect import EntryCorrections
+    from pathosam_qupath.corrections.comparison import Comparison
     from pathosam_qupath.corrections.exporting import ExportReport
 
 _SHORT = {"reshaped and reclassified": "both"}
@@ -61,6 +62,31 @@ def export_table(report: ExportReport) -> Group:
     notes = [Text(note, style="yellow") for note in report.notes]
     problems = [Text(f"{p.image}: {p.message}", style="red") for p in report.problems]
     return Group(table, *notes, *problems)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The table of ``models compare``."""
+    title = (
+        f"{comparison.images:,} images, {comparison.nuclei:,} nuclei: {comparison.b} is "
+        f"{comparison.verdict} than {comparison.a}"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in ("figure", comparison.a, comparison.b, "difference", "95 % interval", "verdict"):
+        table.add_column(name, justify="left" if name in ("figure", "verdict") else "right")
+    styles = {"better": "green", "worse": "red"}
+    for f in comparison.figures:
+        if f.difference is None:
+            table.add_row(f.figure, "–", "–", "–", "–", "–")
+            continue
+        table.add_row(
+            f.figure,
+            f"{f.a:.3f}",
+            f"{f.b:.3f}",
+            f"{f.difference:+.3f}",
+            f"{f.low:+.3f} … {f.high:+.3f}",
+            Text(f.verdict or "", style=styles.get(f.verdict or "", "")),
+        )
+    return table
 
 
 def _listed(counts: Mapping[str, int]) -> str:

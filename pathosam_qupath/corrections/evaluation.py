@@ -9,7 +9,7 @@ matched nuclei; `mean` is over the sources.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,16 +93,29 @@ def evaluate_samples(
     return summarize(results)
 
 
-def score_sample(model: NucleusModel, sample: Sample, mpp: float = 0.25) -> ImageResult:
-    """Segment one sample and score it."""
+def score_sample(
+    model: NucleusModel,
+    sample: Sample,
+    mpp: float = 0.25,
+    *,
+    own_types: Mapping[str, int] | None = None,
+    counted: Collection[int] | None = None,
+) -> ImageResult:
+    """Segment one sample and score it.
+
+    Parameters
+    ----------
+    own_types : type ids of classes that PanNuke does not know, by class name.
+    counted : type ids that count for the classes; None: those that the model has a class for.
+    """
     labels, classes = segment_image(model, sample.image, sample.mpp or mpp)
     if sample.ignore is not None:
         labels = _without_ignored(labels, sample.ignore)
     table = overlaps(sample.labels, labels)
     typed = right = 0
     if sample.types is not None and model.info.classes:
-        allowed = types_of_classes(model.info.classes)
-        known = set().union(*allowed)
+        allowed = types_of_classes(model.info.classes, own_types)
+        known = set().union(*allowed) if counted is None else counted
         first_pixel = np.unique(sample.labels, return_index=True)
         type_of = dict(zip(*first_pixel, strict=True))
         for pair in matched_pairs(table):
@@ -131,13 +144,20 @@ def _without_ignored(labels: NDArray[np.int32], ignore: NDArray[np.bool_]) -> ND
     return np.where((2 * ignored > areas)[labels], np.int32(0), labels)
 
 
-def types_of_classes(classes: Sequence[str]) -> list[set[int]]:
+def types_of_classes(
+    classes: Sequence[str], own_types: Mapping[str, int] | None = None
+) -> list[set[int]]:
     """The type ids that each class of a model is right for.
 
     A model without a class for neoplastic nuclei has them among its epithelial ones.
+
+    Parameters
+    ----------
+    own_types : type ids of classes that PanNuke does not know, by class name.
     """
+    own = {name.lower(): {number} for name, number in (own_types or {}).items()}
     names = [name.lower() for name in classes]
-    allowed = [set(_TYPES_OF_CLASS.get(name, ())) for name in names]
+    allowed = [set(_TYPES_OF_CLASS.get(name, ())) | own.get(name, set()) for name in names]
     if "neoplastic" not in names:
         for name, types in zip(names, allowed, strict=True):
             if name == "epithelial":
