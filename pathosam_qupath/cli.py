@@ -51,8 +51,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(cli_models.app)
-app.add_typer(cli_corrections.app)
 app.command("serve")(cli_server.serve)
+app.add_typer(cli_corrections.app)
 
 
 class _Outcome(Protocol):
@@ -130,6 +130,18 @@ def segment(
         bool,
         typer.Option("--replace-edited", help="Replace edited nuclei of earlier runs too."),
     ] = False,
+    resume: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|ID|last|no",
+            help="Go on with a run that was cut off. `auto` does where it is the project's last "
+            "run and was begun by the same command; `no` begins a new one.",
+        ),
+    ] = "auto",
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Treat the images again that failed in the last run."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be done; write nothing.")
     ] = False,
@@ -137,9 +149,14 @@ def segment(
     path_map: PathMapOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Segment the nuclei inside annotations and write them into the project."""
+    """Segment the nuclei inside annotations and write them into the project.
+
+    Ctrl-C ends the run after the block at hand, a second one at once; the same command then
+    goes on from there, and does so after a crash too.
+    """
     from pathosam_qupath.batch import run
-    from pathosam_qupath.console import run_progress, show
+    from pathosam_qupath.console import run_progress, show, tell_stopping
+    from pathosam_qupath.interruption import stop_on_interrupt
     from pathosam_qupath.run_plan import RunOptions, plan_run
     from pathosam_qupath.segmentation.classes import read_class_map
     from pathosam_qupath.tables import plans_table, run_table
@@ -164,10 +181,21 @@ def segment(
         loaded = load_as_told(model, device)
         if classes is not None:
             options = replace(options, class_map=read_class_map(classes, loaded.info.classes))
-        with run_progress() as report:
-            record = run(opened, loaded, options, plans, report=report)
-    show(record.manifest, run_table, as_json)
-    raise typer.Exit(exit_code(record.manifest.entries))
+        with run_progress() as report, stop_on_interrupt(tell_stopping) as stop:
+            record = run(
+                opened,
+                loaded,
+                options,
+                plans,
+                report=report,
+                resume=None if resume == "no" else resume,
+                retry_failed=retry_failed,
+                stop=stop,
+            )
+    stopped = record.manifest.finished is None
+    if not (stopped and as_json):
+        show(record.manifest, run_table, as_json)
+    raise typer.Exit(INTERRUPTED if stopped else exit_code(record.manifest.entries))
 
 
 @app.command()
@@ -388,7 +416,7 @@ def _fail_otherwise(error: Exception) -> NoReturn:
 
 
 def _interrupted(*, as_json: bool) -> NoReturn:
-    done = "Images that were finished are written, the others are as they were"
+    done = "What was finished is kept, images that were not are as they were"
     again = "run the same command again to go on."
     if as_json:
         from pathosam_qupath.console import print_json

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
@@ -31,6 +32,9 @@ class Summarized(Protocol):
     def summary(self) -> dict[str, object]:
         """The result in words and numbers."""
 
+
+_LOG_EVERY = 30.0
+"""Seconds between lines of progress where there is no terminal."""
 
 _FILE_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
@@ -77,40 +81,60 @@ def plain(value: object) -> object:
 
 @contextmanager
 def run_progress() -> Iterator[Report]:
-    """A progress bar over a run's area with tiles, nuclei and time left; on stderr."""
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    """A bar over a run's area with tiles, nuclei and time left; on stderr.
+
+    Where there is no terminal (a log), a line at the start, whenever an image is done, and
+    every ``_LOG_EVERY`` seconds.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     console = err()
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[counts]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task("planning", total=1.0, counts="")
+    task = bar.add_task("planning", total=1.0, counts="", left="")
+    logged = 0.0
 
     def report(p: RunProgress) -> None:
+        nonlocal logged
         where = f"image {p.image}/{p.images} {p.name}"
         counts = f"tile {p.tiles_done}/{p.tiles_total} · {p.nuclei:,} nuclei"
-        bar.update(task, completed=p.fraction, description=where, counts=counts)
+        left = "" if p.seconds_left is None else f"{duration_text(p.seconds_left)} left"
+        bar.update(task, completed=p.fraction, description=where, counts=counts, left=left)
+        if p.note is not None:
+            bar.console.print(p.note, markup=False)
         if p.finished is not None:
             bar.console.print(_finished_line(p), markup=False)
+        elif not console.is_terminal and time.monotonic() - logged >= _LOG_EVERY:
+            logged = time.monotonic()
+            words = [f"{100 * p.fraction:.1f} %", where, counts, left]
+            console.print(" · ".join(word for word in words if word), markup=False)
 
     with bar:
         yield report
+
+
+def tell_stopping() -> None:
+    """Say that the first Ctrl-C was understood."""
+    sys.stderr.write("\nStopping after the block at hand; Ctrl-C again stops at once.\n")
+
+
+def duration_text(seconds: float) -> str:
+    """A duration as a person reads it: "40 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _finished_line(p: RunProgress) -> str:

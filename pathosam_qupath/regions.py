@@ -8,6 +8,7 @@ their area is cut out of what is. "Region*" is an annotation class like any othe
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,13 @@ class Regions:
     def union(self) -> BaseGeometry | None:
         """The treated area as one geometry; None means the whole image."""
         return None if self.polygons is None else shapely.union_all(list(self.polygons))
+
+    def digest(self) -> str:
+        """A text that is the same for the same treated area only."""
+        union = self.union()
+        if union is None:
+            return "whole image"
+        return hashlib.sha256(shapely.to_wkb(shapely.normalize(union))).hexdigest()
 
 
 def choose_regions(

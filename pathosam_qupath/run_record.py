@@ -3,6 +3,8 @@
 ::
 
     <project>/pathosam/runs/<run id>/manifest.json
+                                     lock
+                                     <entry id>/blocks               (while it is treated)
                                      <entry id>/predictions.parquet
                                      <entry id>/before.qpdata        (the file as it was)
                                      <entry id>/before.qpdata.bkp    (QuPath's backup as it was)
@@ -53,6 +55,9 @@ class EntryRecord:
     kept : earlier detections of this tool in the treated region that stayed.
     overlapping : new nuclei dropped because they lie on one that stayed.
     area : treated area in µm², None where nothing was treated.
+    regions : digest of the treated regions, None where nothing was to be treated.
+    tiles, blank, blurred : tiles of the network, and how many of them were empty or out of
+        focus.
     hash_before, hash_after : SHA-256 of ``data.qpdata``; None where there was no file, or
         where the run did not get so far.
     message : why the image failed or was skipped, or what the reader should know.
@@ -67,6 +72,10 @@ class EntryRecord:
     kept: int = 0
     overlapping: int = 0
     area: float | None = None
+    regions: str | None = None
+    tiles: int = 0
+    blank: int = 0
+    blurred: int = 0
     hash_before: str | None = None
     hash_after: str | None = None
     seconds: float = 0.0
@@ -128,6 +137,10 @@ class RunRecord:
         entries = tuple(entry if e.id == entry.id else e for e in self.manifest.entries)
         self._save(replace(self.manifest, entries=entries))
 
+    def begin_again(self) -> None:
+        """Note that a run that had ended, or was cut off, goes on."""
+        self._save(replace(self.manifest, finished=None))
+
     def finish(self) -> None:
         """Note that the run came to its end."""
         self._save(replace(self.manifest, finished=utc_now()))
@@ -146,6 +159,10 @@ class RunRecord:
     def entry_folder(self, entry_id: str) -> Path:
         """The folder of one image's files; entry ids come from a file, so they are quoted."""
         return self.folder / quote(entry_id, safe="").replace(".", "%2E")
+
+    def blocks_path(self, entry_id: str) -> Path:
+        """Where an image's finished blocks lie until it is written (``block_ledger``)."""
+        return self.entry_folder(entry_id) / "blocks"
 
     def save_predictions(self, entry_id: str, frame: gpd.GeoDataFrame) -> Path:
         """Write an image's nuclei, as they are about to be written, as GeoParquet."""

@@ -18,8 +18,9 @@ COMMAND = [sys.executable, "-m", "pathosam_qupath"]
 
 
 def started(ihc, *words):
-    """Start `segment` over the tissue image in a process of its own."""
+    """Start a new run of `segment` over the tissue image in a process of its own."""
     arguments = ["segment", *ihc.words, "--images", IMAGE, "--mpp", str(MPP), "--device", "cpu"]
+    arguments += ["--resume", "no"]
     return subprocess.Popen(
         [*COMMAND, *arguments, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

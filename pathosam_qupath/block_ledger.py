@@ -1,0 +1,259 @@
+"""The blocks of an image that a run has finished, on disk as they come.
+
+One file per image, only ever appended to: first what the blocks were computed from (the
+identity), then a record per finished block with its objects as they left the watershed.
+Each record carries its length and a checksum and is on the disk before the next block is
+waited for. A kill or a power cut can therefore only tear the last record; on opening, the
+file is cut back to the last whole one, and that block is computed again.
+
+::
+
+    "PSBLOCK1"
+    record*     mark ("PLAN" | "BLCK"), block number, length, xxh3-64 of all of these and
+                the payload; payload (identity as JSON | Arrow IPC stream of one batch)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import shapely
+import xxhash
+
+from pathosam_qupath.errors import RunError
+from pathosam_qupath.segmentation.objects import Objects
+from pathosam_qupath.segmentation.pipeline import BlockResult
+from pathosam_qupath.segmentation.tile_maps import Quality
+from pathosam_qupath.segmentation.tiling import TileIndex
+
+_MAGIC = b"PSBLOCK1"
+_HEADER = struct.Struct("<4sIQQ")
+_PLAN, _BLOCK = b"PLAN", b"BLCK"
+_LONGEST = 1 << 34
+
+
+class BlockLedger:
+    """An open ledger; a context manager. Made by :func:`open_ledger`.
+
+    Attributes
+    ----------
+    done : numbers of the blocks that need not be computed again.
+    differences : why the blocks of an earlier attempt could not be used; empty where they
+        could, or where there were none.
+    """
+
+    def __init__(self, path: Path, file: BinaryIO, done: set[int], differences: list[str]) -> None:
+        self.path = path
+        self.done = done
+        self.differences = differences
+        self._file = file
+
+    def append(self, result: BlockResult) -> None:
+        """Put a finished block on the disk.
+
+        Raises
+        ------
+        RunError : the disk is full or gone.
+        """
+        _append(self.path, self._file, _BLOCK, result.number, _packed(result))
+        self.done.add(result.number)
+
+    def results(self) -> Iterator[BlockResult]:
+        """Every finished block, in the order in which they were finished.
+
+        Raises
+        ------
+        RunError : a record has changed since it was written.
+        """
+        with self.path.open("rb") as file:
+            file.seek(len(_MAGIC))
+            seen = 0
+            for mark, number, payload, _ in _records(file):
+                if mark == _BLOCK:
+                    seen += 1
+                    yield _unpacked(number, payload)
+        if seen != len(self.done):
+            raise RunError(
+                self.path,
+                f"{len(self.done) - seen} of its {len(self.done)} blocks cannot be read back",
+                "Check the disk, then run the same command again.",
+            )
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def __enter__(self) -> BlockLedger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def open_ledger(path: Path, identity: Mapping[str, Any]) -> BlockLedger:
+    """Go on with an image's ledger, or begin one.
+
+    Parameters
+    ----------
+    identity : everything that the objects depend on, as JSON can hold it. A ledger of
+        another identity is begun anew, and ``differences`` says why.
+
+    Raises
+    ------
+    RunError : the file cannot be made or written.
+    """
+    identity = json.loads(json.dumps(identity))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        earlier, done, end = _read(path)
+        differences = [] if earlier is None else differing(earlier, identity)
+        if earlier is not None and not differences:
+            file = path.open("r+b")
+            file.truncate(end)
+            file.seek(end)
+            return BlockLedger(path, file, done, [])
+        file = path.open("w+b")
+        file.write(_MAGIC)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    _append(path, file, _PLAN, 0, json.dumps(identity).encode())
+    _sync_folder(path.parent)
+    return BlockLedger(path, file, set(), differences)
+
+
+def differing(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, in words: ``"mpp: 0.25 then, 0.5 now"``."""
+    found: list[str] = []
+    for name in {**then, **now}:
+        one, other = then.get(name), now.get(name)
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            found += differing(one, other, f"{prefix}{name} ")
+        elif one != other:
+            found.append(f"{prefix}{name}: {_short(one)} then, {_short(other)} now")
+    return found
+
+
+def _short(value: object) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, set[int], int]:
+    """Identity, finished blocks and end of the last whole record of a file."""
+    done: set[int] = set()
+    identity: dict[str, Any] | None = None
+    end = 0
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return None, done, end
+    with file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return None, done, end
+        for mark, number, payload, end_of_record in _records(file):
+            if mark == _PLAN and identity is None:
+                identity = json.loads(payload)
+            elif mark == _BLOCK and identity is not None and number not in done:
+                done.add(number)
+            else:
+                break
+            end = end_of_record
+    return identity, done, end
+
+
+def _records(file: BinaryIO) -> Iterator[tuple[bytes, int, bytes, int]]:
+    """(mark, number, payload, end) of each whole record, up to the first that is not."""
+    while True:
+        head = file.read(_HEADER.size)
+        if len(head) < _HEADER.size:
+            return
+        mark, number, length, checksum = _HEADER.unpack(head)
+        if mark not in (_PLAN, _BLOCK) or length > _LONGEST:
+            return
+        payload = file.read(length)
+        if len(payload) < length or _checksum(mark, number, payload) != checksum:
+            return
+        yield mark, number, payload, file.tell()
+
+
+def _append(path: Path, file: BinaryIO, mark: bytes, number: int, payload: bytes) -> None:
+    head = _HEADER.pack(mark, number, len(payload), _checksum(mark, number, payload))
+    try:
+        file.write(head + payload)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _checksum(mark: bytes, number: int, payload: bytes) -> int:
+    digest = xxhash.xxh3_64(mark + struct.pack("<IQ", number, len(payload)))
+    digest.update(payload)
+    return int(digest.intdigest())
+
+
+def _packed(result: BlockResult) -> bytes:
+    """A block as an Arrow IPC stream: anchors, polygons as WKB, class sums."""
+    import pyarrow as pa
+
+    objects = result.objects
+    classes = objects.class_sums.shape[1]
+    columns = {
+        "x": pa.array(objects.anchors[:, 0]),
+        "y": pa.array(objects.anchors[:, 1]),
+        "polygon": pa.array(list(shapely.to_wkb(objects.polygons)), pa.binary()),
+        **{f"class {i}": pa.array(objects.class_sums[:, i]) for i in range(classes)},
+    }
+    quality = json.dumps([[*tile, seen] for tile, seen in result.quality.items()])
+    batch = pa.RecordBatch.from_pydict(columns, metadata={"quality": quality})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _unpacked(number: int, payload: bytes) -> BlockResult:
+    import pyarrow as pa
+
+    table = pa.ipc.open_stream(payload).read_all()
+    anchors = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.int64)
+    polygons = np.asarray(shapely.from_wkb(np.array(table["polygon"].to_pylist(), object)), object)
+    names = [name for name in table.column_names if name.startswith("class ")]
+    sums = np.zeros((len(anchors), len(names)))
+    for i, name in enumerate(names):
+        sums[:, i] = table[name].to_numpy()
+    quality: dict[TileIndex, Quality] = {
+        (column, row): seen for column, row, seen in json.loads(table.schema.metadata[b"quality"])
+    }
+    return BlockResult(number, Objects(anchors, polygons, sums), quality)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in a folder durable (a folder cannot be opened on Windows)."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> RunError:
+    return RunError(
+        path,
+        f"the finished blocks cannot be written ({error})",
+        "Make room on the disk, then run the same command again: it goes on from here.",
+    )

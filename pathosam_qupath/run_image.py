@@ -1,0 +1,203 @@
+"""One image of a run: segment it block by block, record it, write it.
+
+Blocks go into a ledger as they are finished (``block_ledger``), so that an image that was
+cut off goes on where it was. What is in the project's file by then decides what is written
+(``run_writing``).
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from pathosam_qupath.block_ledger import open_ledger
+from pathosam_qupath.errors import PathosamError
+from pathosam_qupath.qupath.project import HierarchyChange
+from pathosam_qupath.resuming import block_identity
+from pathosam_qupath.run_plan import EntryPlan, RunOptions, open_entry
+from pathosam_qupath.run_record import EntryRecord, RunRecord, backup_of, file_hash
+from pathosam_qupath.run_writing import as_it_is_now, colors_used, combine
+from pathosam_qupath.segmentation.classes import MODEL_NAMES
+from pathosam_qupath.segmentation.pipeline import (
+    Progress,
+    SegmentOptions,
+    nuclei_frame,
+    plan_blocks,
+    segment_blocks,
+)
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+
+    from pathosam_qupath.model.interface import NucleusModel
+    from pathosam_qupath.qupath.project import Entry, Project
+
+FINAL = ("written", "skipped", "failed")
+"""States of images that a run is done with."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What treating an image needs, whichever image it is.
+
+    Attributes
+    ----------
+    stop : asked after every block whether to end.
+    """
+
+    model: NucleusModel
+    options: RunOptions
+    record: RunRecord
+    stop: Callable[[], bool]
+
+
+def treat(project: Project, plan: EntryPlan, work: Work, tell: Callable[..., None]) -> EntryRecord:
+    """Treat one image; an error becomes its record, not the end of the run.
+
+    Parameters
+    ----------
+    tell : called with the fraction done, (tiles done, tiles, nuclei), ``already=`` the
+        fraction that an earlier attempt did, ``note=`` something to tell.
+
+    Returns
+    -------
+    The image's record; its state is not one of ``FINAL`` where the run was stopped.
+    """
+    record = work.record
+    entry = record.manifest.entry(plan.entry.id)
+    spent = entry.seconds
+    began = time.monotonic()
+    try:
+        if plan.error is not None:
+            raise plan.error
+        if plan.nothing is not None:
+            entry = replace(entry, state="skipped", message=plan.nothing)
+        else:
+            entry = _treat(project, plan, work, tell)
+    except PathosamError as error:
+        now = record.manifest.entry(entry.id)
+        entry = replace(now, state="failed", message=str(error), exit_code=error.exit_code)
+    except Exception as error:
+        now = record.manifest.entry(entry.id)
+        where = _store_traceback(record, entry.id)
+        message = f"unexpected {type(error).__name__}: {error}. Details: {where}"
+        entry = replace(now, state="failed", message=message, exit_code=1)
+    entry = replace(entry, seconds=round(spent + time.monotonic() - began, 3))
+    record.update(entry)
+    if entry.state == "written":
+        record.blocks_path(entry.id).unlink(missing_ok=True)
+    return entry
+
+
+def _store_traceback(record: RunRecord, entry_id: str) -> str:
+    """Keep what a developer needs of an unexpected error; returns where, or why not."""
+    where = record.entry_folder(entry_id) / "traceback.txt"
+    text = traceback.format_exc()
+    try:
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return f"{text.splitlines()[-1]} (the whole could not be stored: {error})"
+    return str(where)
+
+
+def _treat(project: Project, plan: EntryPlan, work: Work, tell: Callable[..., None]) -> EntryRecord:
+    record, regions = work.record, plan.regions
+    assert regions is not None
+    nuclei, seen = _segment(plan, work, tell)
+    if nuclei is None:
+        return seen
+    project, entry = as_it_is_now(project, plan, work.options)
+    found = _written_before(entry, record)
+    if found is not None:
+        return found
+    run_id = record.manifest.run
+    nuclei, predicted, remove = combine(project, entry, nuclei, regions, work.options, run_id)
+    record.save_predictions(entry.id, nuclei)
+    hash_before = record.save_before(entry.id, entry.data_path)
+    predicted = replace(
+        predicted,
+        area=plan.area,
+        regions=regions.digest(),
+        tiles=seen.tiles,
+        blank=seen.blank,
+        blurred=seen.blurred,
+        hash_before=hash_before,
+    )
+    record.update(predicted)
+
+    if len(nuclei) or remove:
+        colors = colors_used(nuclei, work.model, work.options)
+        record.add_class_colors(colors)
+        project.add_classes(colors)
+        entry.write(HierarchyChange(remove=remove, add=nuclei))
+    return replace(predicted, state="written", hash_after=file_hash(entry.data_path))
+
+
+def _written_before(entry: Entry, record: RunRecord) -> EntryRecord | None:
+    """The record of an image whose file an earlier attempt replaced before it was cut off.
+
+    Where QuPath's backup still is the file from before the run, nobody has saved since the
+    run did, and the file's hash is that of the run's own write.
+    """
+    then = record.manifest.entry(entry.id)
+    if then.state != "predicted" or not (entry.detections()["run"] == record.manifest.run).any():
+        return None
+    ours = file_hash(backup_of(entry.data_path)) == then.hash_before
+    after = file_hash(entry.data_path) if ours else None
+    return replace(then, state="written", hash_after=after)
+
+
+def _segment(
+    plan: EntryPlan, work: Work, tell: Callable[..., None]
+) -> tuple[gpd.GeoDataFrame | None, EntryRecord]:
+    """An image's nuclei, and its record with counts of tiles; block by block, by the ledger.
+
+    No nuclei where the run was asked to stop; the record then says how far it came.
+    """
+    record, model, regions, image = work.record, work.model, plan.regions, plan.entry.image
+    assert regions is not None
+    entry = record.manifest.entry(plan.entry.id)
+    options = SegmentOptions(
+        seed=f"{record.manifest.run}/{plan.entry.id}",
+        class_map=work.options.class_map or MODEL_NAMES,
+    )
+    with open_entry(plan.entry, work.options.mpp) as slide:
+        todo = plan_blocks(slide, regions.polygons, model.info, options)
+        frame = f"{image.series} {image.crop} {image.rotation} {slide.mpp}"
+        identity = block_identity(model, options, todo, image.path, frame)
+        with open_ledger(record.blocks_path(plan.entry.id), identity) as ledger:
+            if ledger.differences:
+                said = "; ".join(ledger.differences)
+                tell(0.0, note=f"{plan.entry.name} is done from the start: {said}")
+            total, before = max(1, len(todo.blocks)), len(ledger.done)
+
+            def progress(p: Progress) -> None:
+                share = p.tiles_done / max(1, p.tiles_total)
+                counts = (p.tiles_done, p.tiles_total, p.nuclei)
+                fraction = (before + (total - before) * share) / total
+                tell(fraction, counts, already=before / total)
+
+            results = segment_blocks(
+                todo, model, options=options, done=frozenset(ledger.done), progress=progress
+            )
+            with closing(results):
+                for result in results:
+                    ledger.append(result)
+                    if work.stop() and len(ledger.done) < len(todo.blocks):
+                        message = f"stopped; {len(ledger.done)} of {total} blocks are done"
+                        return None, replace(entry, message=message)
+            found = list(ledger.results())
+        nuclei = nuclei_frame([r.objects for r in found], slide.mpp, model.info, options)
+    quality = {tile: seen for result in found for tile, seen in result.quality.items()}
+    kinds = list(quality.values())
+    return nuclei, replace(
+        entry,
+        tiles=int(todo.wanted.sum()),
+        blank=kinds.count("blank"),
+        blurred=kinds.count("blurred"),
+    )
