@@ -74,10 +74,10 @@ def test_tiles_blocks_and_threads_do_not_matter(slide, tile, changes):
 
 
 def test_a_small_pathosam_gives_the_same_for_any_blocks():
-    slide = DrawnSlide(nuclei_image())
+    slide = DrawnSlide(nuclei_image()[:180, :190])
     model = small_pathosam()
     whole = segment(slide, None, model, options=options(block=9999))
-    assert len(whole) > 5
+    assert len(whole) > 1
     assert whole["classification"].notna().all()
     again = segment(slide, None, model, options=options(block=96, network_threads=3))
     assert_geodataframe_equal(again, whole)
@@ -161,5 +161,5 @@ def test_the_larger_mask_lies_on_top_and_pieces_part():
 def test_models_without_prompts_and_unknown_modes_are_refused(slide):
     with pytest.raises(ModelError, match="answers no prompts"):
         segment(slide, None, DrawnNetwork(), options=options())
-    with pytest.raises(UsageError, match="mode amg: there is no such mode.+Give ais or apg"):
+    with pytest.raises(UsageError, match=r"mode amg: there is no such mode\. Give ais or apg"):
         SegmentOptions(mode="amg")
