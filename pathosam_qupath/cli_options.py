@@ -17,6 +17,13 @@ class Backend(str, Enum):
     embedded = "embedded"
 
 
+class Mode(str, Enum):
+    """How ``segment`` finds nuclei."""
+
+    ais = "ais"
+    apg = "apg"
+
+
 class ExportFormat(str, Enum):
     """What ``export`` writes."""
 
@@ -53,6 +60,36 @@ ModelOption = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+ModeOption = Annotated[
+    Mode,
+    typer.Option(
+        help="ais: the decoder's maps, by watershed. apg: the decoder's seeds as clicks, outlines "
+        "by SAM's mask decoder; many times slower.",
+    ),
+]
+CheckpointOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A checkpoint of PathoSAM or micro-sam in any of their layouts, instead of --model.",
+    ),
+]
+DecoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The instance decoder, where it is a file of its own, or another one."
+    ),
+]
+SemanticOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The decoder of nucleus classes; it fits vit_b's embeddings only."
+    ),
+]
+ExactOption = Annotated[
+    bool,
+    typer.Option("--exact", help="PathoSAM in float32 throughout: the reference's numbers."),
+]
 MppOption = Annotated[
     float | None,
     typer.Option(metavar="µm/px", help="Pixel size of the images, where theirs is missing."),

@@ -36,6 +36,7 @@ class ModelInfo:
     halo : pixels of each side of a tile whose maps are not used.
     classes : names of nucleus classes, in the order of the class channels.
     colors : (red, green, blue) per class.
+    precision : in which the network's products are computed: float32, bfloat16, float16.
     stride : tiles of other sizes are accepted when their sides are multiples of this;
         0 when only square tiles of ``tile`` pixels are.
     """
@@ -47,6 +48,7 @@ class ModelInfo:
     halo: int
     classes: tuple[str, ...] = ()
     colors: tuple[tuple[int, int, int], ...] = ()
+    precision: str = "float32"
     stride: int = 0
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
