@@ -301,7 +301,7 @@ class PromptSession:
                 tolerance=self._tolerance,
                 within=(self._width, self._height),
             )[0]
-        sums = np.array([one.class_sums for one in there]).reshape(-1, len(info.classes))
+        sums = np.array([one.class_sums for one in there]).reshape(len(there), len(info.classes))
         classes = classify(sums, info.classes, self._class_map)
         classes.classification[~classes.kept] = None
         names, geometry = np.full(count, None, object), np.full(count, None, object)
