@@ -12,7 +12,8 @@ String key = 'pathosam.classes'
 Map.Entry known = (Map.Entry) System.properties.get(key)
 String stamp = "${folder} ${changed}"
 if (known?.key != stamp) {
-    GroovyClassLoader loader = new GroovyClassLoader(this.class.classLoader, new CompilerConfiguration(sourceEncoding: 'UTF-8'))
+    CompilerConfiguration configuration = new CompilerConfiguration(sourceEncoding: 'UTF-8')
+    GroovyClassLoader loader = new GroovyClassLoader(this.class.classLoader, configuration)
     loader.addClasspath(folder.path)
     known = new MapEntry(stamp, loader)
     System.properties.put(key, known)

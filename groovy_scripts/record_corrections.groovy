@@ -3,12 +3,13 @@ import java.util.prefs.Preferences
 
 // QuPath tells a script its file, unless it is run from an unsaved tab; install_menu.groovy
 // remembers the folder for that case.
+String own = 'qupath.script.file'
 List<String> places = [
-    binding.hasVariable('qupath.script.file') ? new File((String) binding.getVariable('qupath.script.file')).parent : null,
+    binding.hasVariable(own) ? new File((String) binding.getVariable(own)).parent : null,
     Preferences.userRoot().node('pathosam-qupath').get('scripts', null),
 ]
-String folder = places.find { String it -> it && new File(it, 'load.groovy').file }
+String folder = places.find { String one -> one && new File(one, 'load.groovy').file }
 if (folder == null) {
-    throw new FileNotFoundException('load.groovy: run install_menu.groovy from the groovy_scripts folder once, then try again')
+    throw new FileNotFoundException('load.groovy: run install_menu.groovy of the groovy_scripts folder once')
 }
 evaluate(new File(folder, 'load.groovy')).call('record_corrections')

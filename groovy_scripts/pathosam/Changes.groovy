@@ -48,7 +48,7 @@ class Changes {
 
     /** Give an object another outline and, with it, other measurements. */
     void reshape(PathROIObject object, ROI shape, Map<String, Double> measurements) {
-        shapes.put(object, (List<Object>) [shape, measurements])
+        shapes.put(object, [shape, measurements])
     }
 
     int getAddedCount() {
@@ -79,8 +79,8 @@ class Changes {
      * @return how many of the added stay because they were edited
      */
     int undo(PathObjectHierarchy hierarchy) {
-        List<PathObject> ours = added.keySet().findAll { PathObject it -> it.parent != null } as List<PathObject>
-        Collection<PathObject> go = ours.findAll { PathObject it -> unedited(it) }
+        List<PathObject> ours = added.keySet().findAll { PathObject one -> one.parent != null } as List<PathObject>
+        Collection<PathObject> go = ours.findAll { PathObject one -> unedited(one) }
         takeOut(hierarchy, go)
         putIn(hierarchy, removed.findAll { PathObject object, PathObject parent ->
             object.parent == null && inHierarchy(hierarchy, parent)
@@ -93,13 +93,13 @@ class Changes {
 
     private static void takeOut(PathObjectHierarchy hierarchy, Collection<PathObject> objects) {
         hierarchy.selectionModel.deselectObjects(objects)
-        objects.groupBy { PathObject it -> it.parent }.each { PathObject parent, List<PathObject> children ->
+        objects.groupBy { PathObject one -> one.parent }.each { PathObject parent, List<PathObject> children ->
             parent?.removeChildObjects(children)
         }
     }
 
     private static void putIn(PathObjectHierarchy hierarchy, Map<PathObject, PathObject> objects) {
-        objects.keySet().groupBy { PathObject it -> objects.get(it) ?: hierarchy.rootObject }
+        objects.keySet().groupBy { PathObject one -> objects.get(one) ?: hierarchy.rootObject }
             .each { PathObject parent, Collection<PathObject> children -> parent.addChildObjects(children) }
     }
 
@@ -109,7 +109,7 @@ class Changes {
         for (String name : list.names) {
             measured.put(name, list.get(name))
         }
-        List<Object> before = (List<Object>) [object.ROI, measured]
+        List<Object> before = [object.ROI, measured]
         object.ROI = (ROI) wanted[0]
         ((Map<String, Double>) wanted[1]).each { String name, Double value -> list.put(name, value) }
         list.close()

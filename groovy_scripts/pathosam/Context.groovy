@@ -39,8 +39,8 @@ class Context {
     static Context current(File scripts, List<String> words, boolean asking) {
         Class window = windowClass()
         Object gui = window?.instance
-        Map<String, String> args = words.findAll { String it -> it.contains('=') }
-            .collectEntries { String it -> it.split('=', 2) as List }
+        Map<String, String> args = words.findAll { String one -> one.contains('=') }
+            .collectEntries { String one -> one.split('=', 2) as List }
         Class qp = Context.classLoader.loadClass('qupath.lib.scripting.QP')
         new Context(
             imageData: qp.currentImageData,
@@ -70,12 +70,12 @@ class Context {
         project == null || imageData == null ? null : project.getEntry(imageData)
     }
 
-    /** The project's folder. */
-    File getProjectFolder() {
+    /** The project's file, as the server is told. */
+    String getProjectPath() {
         if (project?.path == null) {
             throw new PathosamException('project', 'none is open', 'Open a project and try again.', 'no_project')
         }
-        project.path.parent.toFile()
+        project.path.toAbsolutePath().toString()
     }
 
     /** A client whose server answers and has the model of the settings. */
@@ -84,7 +84,7 @@ class Context {
             PathosamClient client = new PathosamClient(serverProcess)
             Map health = client.connect(progress, serverWords)
             String model = settings.get('model')
-            if (model && health.model?.name != model && client.models().any { Map it -> it.name == model }) {
+            if (model && health.model?.name != model && client.models().any { Map one -> one.name == model }) {
                 client.useModel(model, progress)
             }
             connected = client
@@ -114,13 +114,13 @@ class Context {
         List<String> words = ['--model', settings.get('model'), '--device', settings.get('device')]
         List<File> roots = [new File(System.getProperty('user.home'))]
         if (project?.path != null) {
-            roots << projectFolder
+            roots << project.path.parent.toFile()
         }
         File file = imageData == null ? null : ImageSource.file(imageData.server)
         if (file != null) {
             roots << file.parentFile
         }
-        roots.unique().each { File it -> words.addAll(['--root', it.path]) }
+        roots.unique().each { File one -> words.addAll(['--root', one.path]) }
         words
     }
 

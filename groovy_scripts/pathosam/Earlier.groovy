@@ -27,41 +27,41 @@ class Earlier {
     int stayInside
 
     static Earlier inside(Context context, PathosamClient client, Map<String, Object> regions) {
-        List<Geometry> areas = regions.features.collect { Map it -> Regions.shape(it.geometry) }
+        List<Geometry> areas = regions.features.collect { Map one -> Regions.shape(one.geometry) }
         List<PathObject> marked = marked(context.hierarchy)
-        Set<PathObject> inside = within(marked, areas) as Set
+        List<PathObject> inside = within(marked, areas)
         Set<PathObject> untouched = untouched(context, client, inside) as Set
         Earlier earlier = new Earlier()
-        marked.each { PathObject it -> (untouched.contains(it) ? earlier.go : earlier.stay) << it }
+        marked.each { PathObject one -> (untouched.contains(one) ? earlier.go : earlier.stay) << one }
         earlier.stayInside = inside.size() - earlier.go.size()
         earlier
     }
 
     /** Those of marked detections that nobody has edited, as far as it can be known. */
-    static List<PathObject> untouched(Context context, PathosamClient client, Collection<PathObject> marked) {
-        List<PathObject> known = marked.findAll { PathObject it -> Nuclei.untouched(it) }
-        List<PathObject> asked = marked.findAll { PathObject it ->
-            Nuclei.plain(it) && !Nuclei.fingerprinted(it) && Nuclei.run(it) != Nuclei.PROMPT
+    static List<PathObject> untouched(Context context, PathosamClient client, List<PathObject> marked) {
+        List<PathObject> known = marked.findAll { PathObject one -> Nuclei.untouched(one) }
+        List<PathObject> asked = marked.findAll { PathObject one ->
+            Nuclei.plain(one) && !Nuclei.fingerprinted(one) && Nuclei.run(one) != Nuclei.PROMPT
         }
         if (asked.empty || context.entry == null) {
             return known
         }
-        Set<String> ids = client.untouched(context.projectFolder.absolutePath, context.entry.ID,
-            asked.collect { PathObject it -> feature(it) })
-        ids == null ? known : known + asked.findAll { PathObject it -> it.ID.toString() in ids }
+        Set<String> ids = client.untouched(context.projectPath, context.entry.ID,
+            asked.collect { PathObject one -> feature(one) })
+        ids == null ? known : known + asked.findAll { PathObject one -> one.ID.toString() in ids }
     }
 
     /** All detections of a hierarchy that carry a run's mark. */
     @CompileStatic
     static List<PathObject> marked(PathObjectHierarchy hierarchy) {
-        hierarchy.detectionObjects.findAll { PathObject it -> Nuclei.run(it) != null } as List<PathObject>
+        hierarchy.detectionObjects.findAll { PathObject one -> Nuclei.run(one) != null } as List<PathObject>
     }
 
     @CompileStatic
     private static List<PathObject> within(List<PathObject> objects, List<Geometry> areas) {
-        List<IndexedPointInAreaLocator> locators = areas.collect { Geometry it -> new IndexedPointInAreaLocator(it) }
-        objects.findAll { PathObject it ->
-            Coordinate centre = new Coordinate(it.ROI.centroidX, it.ROI.centroidY)
+        List<IndexedPointInAreaLocator> locators = areas.collect { Geometry one -> new IndexedPointInAreaLocator(one) }
+        objects.findAll { PathObject one ->
+            Coordinate centre = new Coordinate(one.ROI.centroidX, one.ROI.centroidY)
             locators.any { IndexedPointInAreaLocator area -> area.locate(centre) != Location.EXTERIOR }
         }
     }

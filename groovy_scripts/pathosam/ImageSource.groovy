@@ -74,7 +74,7 @@ class ImageSource {
             return null
         }
         List<String> words = (json.args ?: [])*.toString()
-        if (words.any { String it -> it.startsWith('--rotate') || it.startsWith('--order') }) {
+        if (words.any { String one -> one.startsWith('--rotate') || one.startsWith('--order') }) {
             return null
         }
         [path: file(server).absolutePath, series: series(words), rotation: turn, mpp: mpp]
@@ -106,7 +106,8 @@ class ImageSource {
         if (width / downsample * (height / downsample) > MOST_PIXELS) {
             throw new PathosamException(server.metadata.name,
                 'the server cannot read its file, and the region is too large to send its pixels',
-                'Choose a smaller annotation, or start the server with --root and the folder of the image.', 'too_large')
+                'Choose a smaller annotation, or start the server with --root and the folder of the image.',
+                'too_large')
         }
         BufferedImage picture = server.readRegion(
             RegionRequest.createInstance(server.path, downsample, x, y, width, height))
@@ -124,7 +125,7 @@ class ImageSource {
 
     private static int series(List<String> words) {
         int at = words.indexOf('--series')
-        String joined = words.find { String it -> it.startsWith('--series=') }
+        String joined = words.find { String one -> one.startsWith('--series=') }
         joined != null ? joined.split('=')[1] as int : at >= 0 ? words[at + 1] as int : 0
     }
 

@@ -30,7 +30,7 @@ class Json {
     private static final int NINE = 57
     private static final int TEN = 10
     private static final int MOST_DIGITS = 15
-    private static final double[] POWERS = (0..MOST_DIGITS).collect { int it -> Math.pow(TEN, it) } as double[]
+    private static final double[] POWERS = (0..MOST_DIGITS).collect { int one -> Math.pow(TEN, one) } as double[]
     private static final Map<String, String> ESCAPES = [
         'b': '\b', 'f': '\f', 'n': '\n', 'r': '\r', 't': '\t', '/': '/', '"': '"', '\\': '\\',
     ]
@@ -56,7 +56,7 @@ class Json {
     static Object parse(Reader source) {
         Json json = new Json(source)
         Object value = json.value()
-        json.finish()
+        json.end()
         value
     }
 
@@ -82,7 +82,7 @@ class Json {
             }
             name = json.nextName()
         }
-        json.finish()
+        json.end()
         count
     }
 
@@ -297,7 +297,7 @@ class Json {
         advance()
     }
 
-    private void finish() {
+    private void end() {
         skipSpace()
         if (current != END) {
             throw broken('the end')

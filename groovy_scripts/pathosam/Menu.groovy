@@ -11,7 +11,7 @@ import qupath.lib.gui.QuPathGUI
 /** The menu Extensions > PathoSAM. */
 class Menu {
 
-    private static final String PLACE = 'Extensions>PathoSAM'
+    private static final String PLACE = 'Menu.Extensions>PathoSAM'
 
     static void install(File scripts) {
         List<MenuItem> items = Actions.ORDER.collect { String name ->
@@ -22,6 +22,8 @@ class Menu {
         }
     }
 
+    // The last place where anything unforeseen can still be shown.
+    @SuppressWarnings('CatchException')
     private static MenuItem item(String name, File scripts) {
         String label = Actions.LABELS[name]
         MenuItem item = new MenuItem(label)

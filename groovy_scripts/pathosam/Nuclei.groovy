@@ -97,7 +97,7 @@ class Nuclei {
     /** What a detection looks like, in a few words. */
     static String fingerprint(PathObject object) {
         ROI roi = object.ROI
-        String.format(Locale.ROOT, '%d %.3f %.3f %.3f %s', roi.numPoints, roi.area, roi.centroidX, roi.centroidY,
+        String.format(Locale.ROOT, '%d %.3f %.3f %.3f %s', roi.numPoints, roi.getArea(), roi.centroidX, roi.centroidY,
             object.pathClass ?: '')
     }
 
@@ -158,12 +158,13 @@ class Nuclei {
     static PathObject parent(PathObject object, List<PathObject> bySize, PathObject otherwise) {
         double x = object.ROI.centroidX
         double y = object.ROI.centroidY
-        bySize.find { PathObject it -> it.ROI.contains(x, y) } ?: otherwise
+        bySize.find { PathObject one -> one.ROI.contains(x, y) } ?: otherwise
     }
 
     /** Whether a GeoJSON geometry is a polygon at all. */
     static boolean drawn(Map geometry) {
-        geometry != null && (geometry.type != 'Polygon' || ((geometry.coordinates as List)[0] as List).size() >= TRIANGLE)
+        List rings = geometry?.coordinates as List
+        rings && (geometry.type != 'Polygon' || (rings[0] as List).size() >= TRIANGLE)
     }
 
     private static boolean near(String one, String other, double tolerance) {

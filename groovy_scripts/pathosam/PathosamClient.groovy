@@ -156,6 +156,11 @@ class PathosamClient {
         get("${JOBS}/${id}")
     }
 
+    /** The server's jobs, the newest first. */
+    List<Map<String, Object>> jobs() {
+        (List<Map<String, Object>>) get(JOBS).jobs
+    }
+
     /** Ask a job to stop; a job that has ended stays as it is. */
     Map<String, Object> cancel(String id) {
         (Map<String, Object>) send('DELETE', "${JOBS}/${id}", null, PATIENT)

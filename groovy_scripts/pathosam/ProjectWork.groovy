@@ -18,9 +18,9 @@ class ProjectWork {
     /** Menu: Segment this project... */
     static void segment(Context context) {
         context.doing(SEGMENT) {
-            File folder = context.projectFolder
-            List<String> classes = [ALL] + context.project.pathClasses*.toString().findAll { String it ->
-                it && !it.startsWith('Ignore')
+            String path = context.projectPath
+            List<String> classes = [ALL] + context.project.pathClasses*.toString().findAll { String one ->
+                one && !one.startsWith('Ignore')
             }
             String which = context.args.annotations ?: context.ui.choose(SEGMENT, 'Annotations of class', classes, ALL)
             int images = context.project.imageList.size()
@@ -28,7 +28,7 @@ class ProjectWork {
                     "Segment nuclei in annotations (${which}) of ${images} images?\n\n${WARNING}")) {
                 return
             }
-            Map<String, Object> request = [kind: 'project', project: folder.absolutePath, annotations: [which],
+            Map<String, Object> request = [kind: 'project', project: path, annotations: [which],
                 model: context.settings.get('model')]
             if (context.settings.classNames) {
                 request.classes = context.settings.classNames
@@ -43,9 +43,9 @@ class ProjectWork {
     /** Menu: Record corrections. */
     static void collect(Context context) {
         context.doing(CORRECTIONS) {
-            File folder = context.projectFolder
+            String path = context.projectPath
             if (context.ui.saveOpen(context.project)) {
-                Map job = work(context, CORRECTIONS, [kind: 'collect', project: folder.absolutePath])
+                Map job = work(context, CORRECTIONS, [kind: 'collect', project: path])
                 context.ui.tell(CORRECTIONS, said(job.result))
             }
         }
@@ -54,11 +54,11 @@ class ProjectWork {
     /** Menu: Fine-tune. */
     static void fineTune(Context context) {
         context.doing(TUNE) {
-            File folder = context.projectFolder
+            String path = context.projectPath
             if (context.ui.confirm(TUNE, 'Train the model further on the recorded corrections of this project?\n\n' +
                     'It takes minutes, and longer without a graphics card. The model in use stays as it is until ' +
                     'the new one is chosen in Settings.')) {
-                Map job = work(context, TUNE, [kind: 'finetune', project: folder.absolutePath])
+                Map job = work(context, TUNE, [kind: 'finetune', project: path])
                 context.ui.tell(TUNE, said(job.result))
             }
         }
@@ -75,18 +75,18 @@ class ProjectWork {
                 return
             }
             List<PathObject> marked = Earlier.marked(context.hierarchy)
-                .findAll { PathObject it -> Nuclei.run(it).charAt(0).digit }
+                .findAll { PathObject one -> Character.isDigit(Nuclei.run(one).charAt(0)) }
             if (marked.empty) {
                 throw new PathosamException('image', 'it has no nuclei of a run', 'There is nothing to undo here.',
                     'nothing_to_undo')
             }
-            String run = marked.collect { PathObject it -> Nuclei.run(it) }.max()
-            List<PathObject> own = marked.findAll { PathObject it -> Nuclei.run(it) == run }
-            if (own.any { PathObject it -> Nuclei.fingerprinted(it) }) {
+            String run = marked.collect { PathObject one -> Nuclei.run(one) }.max()
+            List<PathObject> own = marked.findAll { PathObject one -> Nuclei.run(one) == run }
+            if (own.any { PathObject one -> Nuclei.fingerprinted(one) }) {
                 takeOut(context, run, own)
             } else if (context.ui.confirm(UNDO,
                     "Run ${run} was over the project. Undo it in all of its images?\n\n${WARNING}")) {
-                onFiles(context, UNDO, [kind: 'rollback', project: context.projectFolder.absolutePath, run: run]) {
+                onFiles(context, UNDO, [kind: 'rollback', project: context.projectPath, run: run]) {
                     Map job -> said(job.result)
                 }
             }
@@ -98,7 +98,7 @@ class ProjectWork {
         context.doing(REVIEW) {
             List<PathObject> annotations = Regions.selected(context.hierarchy)
             context.ui.change {
-                annotations.each { PathObject it -> it.metadata[REVIEWED] = 'yes' }
+                annotations.each { PathObject one -> one.metadata[REVIEWED] = 'yes' }
                 context.hierarchy.fireObjectsChangedEvent(REVIEW, annotations)
             }
             context.ui.tell(REVIEW, "${annotations.size()} marked: what is inside counts as corrected")
@@ -106,9 +106,9 @@ class ProjectWork {
     }
 
     private static void takeOut(Context context, String run, List<PathObject> own) {
-        List<PathObject> go = own.findAll { PathObject it -> Nuclei.untouched(it) }
+        List<PathObject> go = own.findAll { PathObject one -> Nuclei.untouched(one) }
         Changes changes = new Changes(run)
-        go.each { PathObject it -> changes.remove(it) }
+        go.each { PathObject one -> changes.remove(one) }
         context.ui.change {
             changes.apply(context.hierarchy)
             Changes.forget(context.hierarchy)
@@ -137,10 +137,10 @@ class ProjectWork {
 
     private static String entries(Map job) {
         List<Map> entries = (job.result?.entries ?: []) as List<Map>
-        int nuclei = entries.sum(0) { Map it -> it.nuclei ?: 0 } as int
-        List<Map> failed = entries.findAll { Map it -> it.state == 'failed' }
+        int nuclei = entries.sum(0) { Map one -> one.nuclei ?: 0 } as int
+        List<Map> failed = entries.findAll { Map one -> one.state == 'failed' }
         "${nuclei} nuclei in ${entries.size() - failed.size()} images" +
-            (failed ? '; failed: ' + failed.collect { Map it -> "${it.name} (${it.message})" }.join('; ') : '')
+            (failed ? '; failed: ' + failed.collect { Map one -> "${one.name} (${one.message})" }.join('; ') : '')
     }
 
     /** A small result in words: numbers and texts by their names. */
@@ -148,7 +148,7 @@ class ProjectWork {
         switch (result) {
             case Map: return result.findAll { String name, Object value -> value != null && value != [] }
                 .collect { String name, Object value -> "${name.replace('_', ' ')}: ${said(value)}" }.join('\n')
-            case List: return result.collect { Object it -> said(it).replace('\n', ', ') }.join('\n')
+            case List: return result.collect { Object one -> said(one).replace('\n', ', ') }.join('\n')
             default: return String.valueOf(result)
         }
     }

@@ -10,7 +10,7 @@ class Prompting {
 
     private static final String ADD = 'PathoSAM: add nucleus'
     private static final String REFINE = 'PathoSAM: refine nucleus'
-    private static final double LARGEST = 150
+    private static final double LARGEST = 100
     private static final double AROUND = 60
     private static final int MOST = 1000
 
@@ -21,21 +21,21 @@ class Prompting {
     static void add(Context context) {
         context.doing(ADD) {
             ImageSource source = new ImageSource(context.image.server, context.settings)
-            List<PathObject> chosen = context.hierarchy.selectionModel.selectedObjects
-                .findAll { PathObject it -> it.annotation && it.hasROI() && (it.ROI.point || it.ROI.area) } as List
-            List<Map> prompts = chosen.collectMany { PathObject it -> prompts(it, source) }
+            List<PathObject> chosen = context.hierarchy.selectionModel.selectedObjects.toList()
+                .findAll { PathObject one -> one.annotation && one.hasROI() && (one.ROI.point || one.ROI.isArea()) }
+            List<Map> prompts = chosen.collectMany { PathObject one -> prompts(one, source) }
             if (prompts.empty) {
                 throw new PathosamException('prompt', 'no point and no box is selected',
-                    'Click on a nucleus with the points tool, or draw a rectangle around it, select that and try again.',
+                    'Click on a nucleus with the points tool, or draw a rectangle around it; select that, try again.',
                     'no_prompt')
             }
             List<Map> features = ask(context, source, prompts, ADD)
             Changes changes = new Changes(Nuclei.PROMPT)
-            features.findAll { Map it -> Nuclei.drawn(it.geometry) }.each { Map it ->
-                PathObject nucleus = Nuclei.detection(it, Nuclei.PROMPT)
+            features.findAll { Map one -> Nuclei.drawn(one.geometry) }.each { Map one ->
+                PathObject nucleus = Nuclei.detection(one, Nuclei.PROMPT)
                 changes.add(nucleus, Nuclei.parent(nucleus, holders(context, chosen), null))
             }
-            spent(chosen, features).each { PathObject it -> changes.remove(it) }
+            spent(chosen, features).each { PathObject one -> changes.remove(one) }
             context.ui.change {
                 changes.apply(context.hierarchy)
                 context.ui.listClasses(changes.addedObjects*.pathClass.findAll().unique())
@@ -50,13 +50,13 @@ class Prompting {
     static void refine(Context context) {
         context.doing(REFINE) {
             ImageSource source = new ImageSource(context.image.server, context.settings)
-            List<PathObject> chosen = context.hierarchy.selectionModel.selectedObjects
-                .findAll { PathObject it -> it.detection && it.hasROI() && it.ROI.area && !it.locked } as List
+            List<PathObject> chosen = context.hierarchy.selectionModel.selectedObjects.toList()
+                .findAll { PathObject one -> one.detection && one.hasROI() && one.ROI.isArea() && !one.locked }
             if (chosen.empty) {
                 throw new PathosamException('nucleus', 'none is selected that may be changed',
                     'Select one or more detections (locked ones are left alone) and try again.', 'no_nucleus')
             }
-            List<Map> prompts = chosen.collect { PathObject it -> [geometry: Regions.json(it.ROI.geometry)] }
+            List<Map> prompts = chosen.collect { PathObject one -> [geometry: Regions.json(one.ROI.geometry)] }
             List<Map> features = ask(context, source, prompts, REFINE)
             Changes changes = new Changes(null)
             int refined = 0
@@ -111,8 +111,8 @@ class Prompting {
     }
 
     private static List<Double> around(List<Map> prompts, ImageSource source) {
-        List<List<Double>> corners = prompts.collectMany { Map it ->
-            it.points ?: it.box ? [it.box[0..1], it.box[2..3]] : it.geometry.coordinates.flatten().collate(2)
+        List<List<Double>> corners = prompts.collectMany { Map one ->
+            one.points ?: one.box ? [one.box[0..1], one.box[2..3]] : one.geometry.coordinates.flatten().collate(2)
         }
         double reach = AROUND / source.mpp[0]
         [corners*.get(0).min() - reach, corners*.get(1).min() - reach,
@@ -121,7 +121,7 @@ class Prompting {
 
     private static List<Map> prompts(PathObject object, ImageSource source) {
         if (object.ROI.point) {
-            return object.ROI.allPoints.collect { Point2 it -> [points: [[it.x, it.y]], labels: [1]] }
+            return object.ROI.allPoints.collect { Point2 one -> [points: [[one.x, one.y]], labels: [1]] }
         }
         double size = Math.max(object.ROI.boundsWidth, object.ROI.boundsHeight) * source.mpp[0]
         if (size > LARGEST) {
@@ -139,15 +139,15 @@ class Prompting {
         chosen.findAll { PathObject object ->
             int count = object.ROI.point ? object.ROI.allPoints.size() : 1
             List<Map> own = (1..count).collect { answers.next() }
-            own.every { Map it -> Nuclei.drawn(it.geometry) } && object.pathClass == null && object.name == null &&
+            own.every { Map one -> Nuclei.drawn(one.geometry) } && object.pathClass == null && object.name == null &&
                 !object.locked && !object.hasChildObjects()
         }
     }
 
     private static List<PathObject> holders(Context context, List<PathObject> except) {
-        context.hierarchy.annotationObjects.findAll { PathObject it ->
-            it.hasROI() && it.ROI.area && !(it in except)
-        }.sort { PathObject it -> it.ROI.area }
+        context.hierarchy.annotationObjects.toList().findAll { PathObject one ->
+            one.hasROI() && one.ROI.isArea() && !(one in except)
+        }.sort { PathObject one -> one.ROI.getArea() }
     }
 
     private static Map<String, Double> measured(Map feature) {

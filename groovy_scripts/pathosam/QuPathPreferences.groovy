@@ -6,9 +6,10 @@ import qupath.lib.gui.prefs.PathPrefs
 /** Settings in QuPath's own preferences, where they outlive QuPath. */
 class QuPathPreferences extends AbstractMap<String, String> {
 
-    private final Map<String, StringProperty> properties = Settings.DEFAULTS.collectEntries { String key, String value ->
-        [key, PathPrefs.createPersistentPreference('pathosam.' + key, value)]
-    }
+    private final Map<String, StringProperty> properties =
+        Settings.DEFAULTS.collectEntries { String key, String preset ->
+            [key, PathPrefs.createPersistentPreference('pathosam.' + key, preset)]
+        }
 
     @Override
     String get(Object key) {

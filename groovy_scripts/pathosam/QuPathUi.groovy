@@ -84,8 +84,8 @@ class QuPathUi extends QuietUi {
 
     @Override
     boolean saveOpen(Object project) {
-        Map<ProjectImageEntry, ImageData> unsaved = open(project).findAll { QuPathViewer it -> it.imageData.changed }
-            .collectEntries { QuPathViewer it -> [project.getEntry(it.imageData), it.imageData] }
+        Map<ProjectImageEntry, ImageData> unsaved = open(project).findAll { QuPathViewer one -> one.imageData.changed }
+            .collectEntries { QuPathViewer one -> [project.getEntry(one.imageData), one.imageData] }
         if (unsaved && !confirm('PathoSAM', "Save ${unsaved.keySet()*.imageName.join(', ')} first?")) {
             return false
         }
@@ -97,14 +97,14 @@ class QuPathUi extends QuietUi {
     @Override
     void reloadOpen(Object project) {
         change {
-            open(project).each { QuPathViewer it -> it.imageData = project.getEntry(it.imageData).readImageData() }
+            open(project).each { QuPathViewer one -> one.imageData = project.getEntry(one.imageData).readImageData() }
             gui.refreshProject()
         }
     }
 
     private List<QuPathViewer> open(Object project) {
-        gui.allViewers.findAll { QuPathViewer it ->
-            it.imageData != null && project.getEntry(it.imageData) != null
+        gui.allViewers.findAll { QuPathViewer one ->
+            one.imageData != null && project.getEntry(one.imageData) != null
         } as List<QuPathViewer>
     }
 

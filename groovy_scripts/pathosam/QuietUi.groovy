@@ -18,7 +18,7 @@ class QuietUi extends ConsoleUi {
 
     @Override
     void listClasses(Collection classes) {
-        List<PathClass> unlisted = classes.findAll { PathClass it -> !gui.availablePathClasses.contains(it) } as List
+        List<PathClass> unlisted = classes.findAll { PathClass one -> !gui.availablePathClasses.contains(one) } as List
         change { gui.availablePathClasses.addAll(unlisted) }
     }
 

@@ -16,7 +16,8 @@ class Regions {
 
     /** The selected annotations that have an area. */
     static List<PathObject> selected(PathObjectHierarchy hierarchy) {
-        List<PathObject> found = hierarchy.selectionModel.selectedObjects.findAll { PathObject it -> treatable(it) }
+        List<PathObject> found = hierarchy.selectionModel.selectedObjects.toList()
+            .findAll { PathObject one -> treatable(one) }
         if (found.empty) {
             throw new PathosamException('annotations', 'none with an area is selected',
                 'Draw one around what is to be segmented, select it, and try again.', 'no_annotation')
@@ -26,8 +27,8 @@ class Regions {
 
     /** The annotations of a class (derived classes too), or all that have an area. */
     static List<PathObject> ofClass(PathObjectHierarchy hierarchy, String name) {
-        List<PathObject> found = hierarchy.annotationObjects.findAll { PathObject it ->
-            treatable(it) && (name == null || named(it, name))
+        List<PathObject> found = hierarchy.annotationObjects.toList().findAll { PathObject one ->
+            treatable(one) && (name == null || named(one, name))
         }
         if (found.empty) {
             throw new PathosamException('annotations', name ? "none is of class ${name}" : 'there are none',
@@ -38,18 +39,18 @@ class Regions {
 
     /** The classes of the annotations that can be treated. */
     static List<String> classes(PathObjectHierarchy hierarchy) {
-        hierarchy.annotationObjects.findAll { PathObject it -> treatable(it) && it.pathClass != null }
+        hierarchy.annotationObjects.toList().findAll { PathObject one -> treatable(one) && one.pathClass != null }
             *.pathClass*.toString().unique().sort()
     }
 
     static boolean treatable(PathObject object) {
-        object.annotation && object.hasROI() && object.ROI.area && !named(object, IGNORE)
+        object.annotation && object.hasROI() && object.ROI.isArea() && !named(object, IGNORE)
     }
 
     /** Annotations as GeoJSON, without the area of those of class Ignore*. */
     static Map<String, Object> collection(PathObjectHierarchy hierarchy, Collection<PathObject> annotations) {
-        List<Geometry> ignored = hierarchy.annotationObjects
-            .findAll { PathObject it -> it.hasROI() && it.ROI.area && named(it, IGNORE) }*.ROI*.geometry
+        List<Geometry> ignored = hierarchy.annotationObjects.toList()
+            .findAll { PathObject one -> one.hasROI() && one.ROI.isArea() && named(one, IGNORE) }*.ROI*.geometry
         List<Map> features = []
         annotations.each { PathObject annotation ->
             Geometry area = annotation.ROI.geometry
@@ -68,8 +69,8 @@ class Regions {
     /** The rectangle [x0, y0, x1, y1] around annotations. */
     static List<Double> bounds(Collection<PathObject> annotations) {
         [annotations*.ROI*.boundsX.min(), annotations*.ROI*.boundsY.min(),
-            annotations.collect { PathObject it -> it.ROI.boundsX + it.ROI.boundsWidth }.max(),
-            annotations.collect { PathObject it -> it.ROI.boundsY + it.ROI.boundsHeight }.max()]
+            annotations.collect { PathObject one -> one.ROI.boundsX + one.ROI.boundsWidth }.max(),
+            annotations.collect { PathObject one -> one.ROI.boundsY + one.ROI.boundsHeight }.max()]
     }
 
     /** A geometry's polygons as GeoJSON. */
@@ -101,7 +102,7 @@ class Regions {
     }
 
     private static List ring(LinearRing line) {
-        line.coordinates.collect { Coordinate it -> [it.x, it.y] }
+        line.coordinates.collect { Coordinate one -> [one.x, one.y] }
     }
 
     private static boolean named(PathObject object, String name) {

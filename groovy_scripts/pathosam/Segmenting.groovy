@@ -50,7 +50,7 @@ class Segmenting {
         context.ui.change {
             changes.apply(context.hierarchy)
             context.image.historyWorkflow.addStep(step(context, which, changes))
-            context.ui.listClasses(changes.addedObjects*.pathClass.findAll { PathClass it -> it != null }.unique())
+            context.ui.listClasses(changes.addedObjects*.pathClass.findAll { PathClass one -> one != null }.unique())
         }
         context.ui.tell(TITLE, summary(annotations.size(), changes, earlier))
         changes
@@ -73,7 +73,7 @@ class Segmenting {
             }
         }
         Earlier earlier = Earlier.inside(context, client, regions)
-        [changes: changes(context, annotations, nuclei, earlier, run), earlier: earlier]
+        [changes: changes(annotations, nuclei, earlier, run), earlier: earlier]
     }
 
     /** Images of the server with the regions to treat in each: one, or one for each region sent. */
@@ -84,7 +84,7 @@ class Segmenting {
         if (image != null) {
             return [[image, regions]]
         }
-        Map<String, PathObject> byId = annotations.collectEntries { PathObject it -> [it.ID.toString(), it] }
+        Map<String, PathObject> byId = annotations.collectEntries { PathObject one -> [one.ID.toString(), one] }
         regions.features.collect { Map feature ->
             [source.send(client, Regions.bounds([byId[feature.id]])), [type: regions.type, features: [feature]]]
         }
@@ -102,19 +102,18 @@ class Segmenting {
     }
 
     private static Map<String, Object> record(Context context) {
-        context.entry == null ? null : [project: context.projectFolder.absolutePath, entry: context.entry.ID]
+        context.entry == null ? null : [project: context.projectPath, entry: context.entry.ID]
     }
 
-    private static Changes changes(Context context, List<PathObject> annotations, List<Map> nuclei, Earlier earlier,
-            String run) {
+    private static Changes changes(List<PathObject> annotations, List<Map> nuclei, Earlier earlier, String run) {
         Changes changes = new Changes(run)
-        earlier.go.each { PathObject it -> changes.remove(it) }
-        Map<String, PathObject> byId = annotations.collectEntries { PathObject it -> [it.ID.toString(), it] }
+        earlier.go.each { PathObject one -> changes.remove(one) }
+        Map<String, PathObject> byId = annotations.collectEntries { PathObject one -> [one.ID.toString(), one] }
         List<PathObject> nested = nested(annotations)
-        Map<PathObject, PathObject> parents = nuclei.collectEntries { Map it ->
-            [it.detection, Nuclei.parent(it.detection, nested, byId[it.parent])]
+        Map<PathObject, PathObject> parents = nuclei.collectEntries { Map one ->
+            [one.detection, Nuclei.parent(one.detection, nested, byId[one.parent])]
         }
-        Nuclei.clearOf(nuclei*.detection, earlier.stay).each { PathObject it -> changes.add(it, parents[it]) }
+        Nuclei.clearOf(nuclei*.detection, earlier.stay).each { PathObject one -> changes.add(one, parents[one]) }
         changes
     }
 
@@ -122,11 +121,11 @@ class Segmenting {
     private static List<PathObject> nested(List<PathObject> annotations) {
         Set<PathObject> inside = [] as Set
         annotations.each { PathObject annotation ->
-            inside.addAll(annotation.getDescendantObjects(null).findAll { PathObject it ->
-                it.annotation && it.hasROI() && it.ROI.area
+            inside.addAll(annotation.getDescendantObjects(null).findAll { PathObject one ->
+                one.annotation && one.hasROI() && one.ROI.isArea()
             })
         }
-        inside.empty ? [] : (inside + annotations).sort { PathObject it -> it.ROI.area }
+        inside.empty ? [] : (inside + annotations).sort { PathObject one -> one.ROI.getArea() }
     }
 
     private static DefaultScriptableWorkflowStep step(Context context, String which, Changes changes) {
@@ -140,8 +139,9 @@ class Segmenting {
     }
 
     private static String summary(int annotations, Changes changes, Earlier earlier) {
-        Map<String, Integer> counts = changes.addedObjects.countBy { PathObject it -> it.pathClass?.toString() ?: 'no class' }
-        String classes = counts.sort { Map.Entry it -> -it.value }
+        Map<String, Integer> counts = changes.addedObjects
+            .countBy { PathObject one -> one.pathClass?.toString() ?: 'no class' }
+        String classes = counts.sort { Map.Entry one -> -one.value }
             .collect { String name, Integer count -> "${name} ${count}" }.join(', ')
         List<String> said = ["${changes.addedCount} nuclei in ${annotations} annotation${annotations == 1 ? '' : 's'}" +
             (classes ? " (${classes})" : '')]

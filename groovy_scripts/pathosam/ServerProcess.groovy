@@ -93,7 +93,7 @@ class ServerProcess {
      */
     Process start(List<String> words) {
         File command = find()
-        makeHome()
+        ensureHome()
         File nothing = new File(windows ? 'NUL' : '/dev/null')
         ProcessBuilder builder = new ProcessBuilder([command.path, 'serve'] + words)
             .redirectErrorStream(true)
@@ -128,17 +128,15 @@ class ServerProcess {
     }
 
     /** Make the folder where it is missing; it will hold a token, so it is its user's alone. */
-    private void makeHome() {
+    private void ensureHome() {
         if (home.directory) {
             return
         }
         home.mkdirs()
-        home.setReadable(false, false)
-        home.setReadable(true, true)
-        home.setExecutable(false, false)
-        home.setExecutable(true, true)
-        home.setWritable(false, false)
-        home.setWritable(true, true)
+        [home.&setReadable, home.&setWritable, home.&setExecutable].each { Closure allow ->
+            allow.call(false, false)
+            allow.call(true, true)
+        }
     }
 
     private static boolean isWindows() {
@@ -147,20 +145,20 @@ class ServerProcess {
 
     private List<File> places() {
         String inside = windows ? 'Scripts' : 'bin'
-        List<File> folders = (System.getenv('PATH') ?: '').split(File.pathSeparator).findAll { String it -> it }
-            .collect { String it -> new File(it) }
+        List<File> folders = (System.getenv('PATH') ?: '').split(File.pathSeparator).findAll { String one -> one }
+            .collect { String one -> new File(one) }
         if (scripts != null) {
             folders.add(new File(scripts.absoluteFile.parentFile, '.venv/' + inside))
         }
         String user = System.getProperty('user.home')
         // QuPath that is started from a desktop often has a shorter PATH than a terminal.
-        folders.addAll(['.local/bin', 'pathosam-qupath/.venv/' + inside].collect { String it -> new File(user, it) })
+        folders.addAll(['.local/bin', 'pathosam-qupath/.venv/' + inside].collect { String one -> new File(user, one) })
         folders
     }
 
     private static File runnable(File file) {
         List<File> tries = windows ? [new File(file.path + '.exe'), file] : [file]
-        tries.find { File it -> it.file && it.canExecute() }
+        tries.find { File one -> one.file && one.canExecute() }
     }
 
 }

@@ -17,7 +17,7 @@ class SetUp {
                 [executable: executable(context), checks: checks(context), models: models(context)]
             } as Map
             Settings now = context.settings
-            String device = found.checks.find { Map it -> it.name == 'device' }?.found ?: ''
+            String device = found.checks.find { Map one -> one.name == 'device' }?.found ?: ''
             List<List<String>> rows = [
                 [EXECUTABLE, 'Executable', now.get(EXECUTABLE) ?: found.executable ?: '',
                     'pathosam-qupath, empty: look for it, none: never start a server here'],
@@ -26,7 +26,8 @@ class SetUp {
                 ['mode', 'Mode', now.get('mode'), 'How nuclei are told apart', 'ais|apg'],
                 ['classes', 'Classes', now.get('classes'),
                     'Model class = class in the project; ... Nothing after = : unclassified; - : left out'],
-                ['mpp', 'Pixel size', now.get('mpp'), '\u00b5m/px that counts instead of the image\'s own; empty: its own'],
+                ['mpp', 'Pixel size', now.get('mpp'),
+                    '\u00b5m/px that counts instead of the image\'s own; empty: its own'],
                 ['home', 'Server folder', now.get('home'), 'Where server.json lies; empty: .pathosam-qupath at home'],
             ]
             Map<String, String> edited = context.ui.edit(KEEP, rows)
@@ -52,10 +53,13 @@ class SetUp {
                 List<Map> found = checks(context)
                 found.empty ? [executableCheck(context)] : found + [serverCheck(context)]
             } as List<Map>
-            context.ui.show(CHECK, checks.collect { Map it ->
-                "${it.status.toUpperCase().padRight(5)} ${it.name}: ${it.found}" + (it.remedy ? "\n      ${it.remedy}" : '')
-            }.join('\n'))
+            context.ui.show(CHECK, checks.collect { Map one -> line(one) }.join('\n'))
         }
+    }
+
+    private static String line(Map check) {
+        String found = "${check.status.toUpperCase().padRight(5)} ${check.name}: ${check.found}"
+        check.remedy ? "${found}\n      ${check.remedy}" : found
     }
 
     /** Raise what is wrong with values before they are kept. */
@@ -82,7 +86,8 @@ class SetUp {
         try {
             read = Json.parse(said.out as String)
         } catch (PathosamException ignored) {
-            throw new PathosamException('doctor', "it ended with code ${said.code}: ${said.err.readLines().takeRight(2).join(' / ')}",
+            String words = said.err.readLines().takeRight(2).join(' / ')
+            throw new PathosamException('doctor', "it ended with code ${said.code}: ${words}",
                 'Run it in a terminal: pathosam-qupath doctor', 'doctor')
         }
         if (read instanceof Map && read.error) {

@@ -43,7 +43,9 @@ class Work extends Task<Object> {
         result
     }
 
+    // Whatever it is, outcome() throws it where the work was asked for.
     @Override
+    @SuppressWarnings('CatchException')
     protected Object call() {
         try {
             result = work.call(new WorkProgress(this))
