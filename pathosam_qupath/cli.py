@@ -53,6 +53,7 @@ app = typer.Typer(
 app.add_typer(cli_models.app)
 app.command("serve")(cli_server.serve)
 app.add_typer(cli_corrections.app)
+app.command()(cli_corrections.finetune)
 
 
 class _Outcome(Protocol):

@@ -175,3 +175,73 @@ def compare(
     with evaluation_progress() as progress:
         report = compare_models(*models, data, mpp, names=(a, b), progress=progress)
     show(report, comparison_table, as_json)
+
+
+class What(str, Enum):
+    """How much of a model is fine-tuned."""
+
+    class_head = "class-head"
+    decoder = "decoder"
+    all = "all"
+
+
+def finetune(
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="What `corrections export` wrote, or samples.")
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="What the new model is called.")],
+    base: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="`bundled`, a fine-tuned model, or .safetensors."),
+    ] = "bundled",
+    what: Annotated[
+        What,
+        typer.Option(help="The class head (seconds), the decoder (minutes), or all of it."),
+    ] = What.class_head,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Samples that the base was trained on, as half of the crops, against "
+            "forgetting. None come with the package.",
+        ),
+    ] = None,
+    regression: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Samples on which no figure may lose a point."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="At most; default by --what.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
+    device: DeviceOption = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Adopt the model however it compares; its card says so.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fine-tune a compact model on corrected regions; called again, a killed run goes on.
+
+    The new model is compared with its base on held-out regions and takes its name (--model NAME)
+    only where it is no worse; exit code 5 where it is not adopted.
+    """
+    from pathosam_qupath.console import err, evaluation_progress, show
+    from pathosam_qupath.corrections.finetuning import FinetuneOptions
+    from pathosam_qupath.corrections.gate import finetune_and_judge
+    from pathosam_qupath.errors import ModelError
+    from pathosam_qupath.model import choose_device
+    from pathosam_qupath.tables_corrections import finetune_line, finetune_table
+
+    with evaluation_progress() as judged:
+        report = finetune_and_judge(
+            base,
+            data,
+            name,
+            FinetuneOptions(what.value, seed, steps),
+            replay=replay,
+            regression=regression,
+            force=force,
+            device=choose_device(device),
+            progress=lambda p: err().print(finetune_line(p), markup=False),
+            judged=judged,
+        )
+    show(report, finetune_table, as_json)
+    raise typer.Exit(0 if report.adopted else ModelError.exit_code)

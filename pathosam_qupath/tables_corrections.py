@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from pathosam_qupath.corrections.collect import EntryCorrections
     from pathosam_qupath.corrections.comparison import Comparison
     from pathosam_qupath.corrections.exporting import ExportReport
+    from pathosam_qupath.corrections.finetuning import FinetuneProgress
+    from pathosam_qupath.corrections.gate import FinetuneReport
 
 _SHORT = {"reshaped and reclassified": "both"}
 _MOST = 40
@@ -87,6 +89,34 @@ def comparison_table(comparison: Comparison) -> Table:
             Text(f.verdict or "", style=styles.get(f.verdict or "", "")),
         )
     return table
+
+
+def finetune_line(p: FinetuneProgress) -> str:
+    """One line of progress of ``finetune``."""
+    loss = "" if p.loss is None else f" · loss {p.loss:.4f}"
+    best = " (best)" if p.best else ""
+    return f"step {p.step}/{p.steps}{loss} · score {p.score:.4f}{best} · {p.seconds:.0f} s"
+
+
+def finetune_table(report: FinetuneReport) -> Group:
+    """What came of ``finetune``: the comparisons, and whether the model took its name."""
+    parts: list[Table | Text] = []
+    for what, comparison in (("held out", report.held_out), ("regression", report.regression)):
+        if comparison is not None:
+            parts += [Text(what), comparison_table(comparison)]
+    parts += [Text(note, style="yellow") for note in report.notes]
+    if report.adopted:
+        forced = " (forced)" if report.forced else ""
+        parts.append(Text(f"Adopted{forced}: --model {report.name}", style="green"))
+    else:
+        parts.append(
+            Text(
+                f"Not adopted. Its weights are {report.weights}; the same command with --force "
+                "adopts it all the same.",
+                style="red",
+            )
+        )
+    return Group(*parts)
 
 
 def _listed(counts: Mapping[str, int]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathosam_qupath.errors import ModelError
+from pathosam_qupath.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from pathosam_qupath.model.interface import NucleusModel
@@ -19,20 +19,31 @@ BUNDLED = "bundled"
 
 
 def load_model(
-    name_or_path: str | Path = BUNDLED, device: str = "auto", *, progress: Progress | None = None
+    name_or_path: str | Path = BUNDLED,
+    device: str = "auto",
+    *,
+    decoder: str | Path | None = None,
+    semantic: str | Path | None = None,
+    exact: bool = False,
+    progress: Progress | None = None,
 ) -> NucleusModel:
     """Load a model by name or from a weight file.
 
     Parameters
     ----------
     name_or_path : "bundled"; a published model (see ``registry.MODELS``), downloaded if it is
-        not there; a ``.safetensors`` file that `train` wrote; or any other file, a checkpoint
-        of PathoSAM with its decoder. A name goes before a file that is called the same.
+        not there; one that was fine-tuned on this machine; a ``.safetensors`` file that `train`
+        wrote; or any other file, a checkpoint of PathoSAM with its decoder. A name goes before
+        a file that is called the same.
     device : "auto" (CUDA, else Apple's GPU, else CPU), "cpu", "cuda", "cuda:1", "mps".
+    decoder, semantic : files of PathoSAM's instance decoder and of its decoder of classes,
+        instead of published ones or of what the checkpoint holds.
+    exact : PathoSAM in float32 throughout, whatever the device would be faster in.
     progress : called while files arrive.
 
     Raises
     ------
+    UsageError : decoders or exactness are asked of a model that is not PathoSAM.
     ModelError : when the weights are missing, damaged or foreign, or the device is absent.
 
     Examples
@@ -41,31 +52,57 @@ def load_model(
     >>> model.info.classes
     ('Epithelial', 'Inflammatory', 'Connective')
     """
+    from pathosam_qupath.model.adopted import adopted_models
     from pathosam_qupath.model.registry import MODELS
 
     name, path = str(name_or_path), Path(name_or_path)
+    adopted = None if name in MODELS else adopted_models().get(name)
+    weights = name not in MODELS and path.is_file() and path.suffix == ".safetensors"
+    compact = name == BUNDLED or adopted is not None or weights
+    if compact and (decoder is not None or semantic is not None or exact):
+        raise UsageError(
+            name,
+            "decoders of their own and --exact are PathoSAM's, and this is another network",
+            "Leave them out, or give a model or a checkpoint of PathoSAM.",
+        )
     if name == BUNDLED:
         return _load_compact(*bundled_weights(), device)
-    if name in MODELS:
-        return _load_published(name, device, progress)
-    if not path.is_file():
+    if adopted is not None:
+        return _load_compact(adopted.path, adopted.sha256, device)
+    if weights:
+        return _load_compact(path, None, device)
+    if name in MODELS and MODELS[name].decoder is None and decoder is None:
+        raise ModelError(
+            name,
+            "it was published without a decoder of nuclei and only answers prompts",
+            f"Give {', '.join(segmenting_models())}.",
+        )
+    if name not in MODELS and not path.is_file():
         raise ModelError(
             name_or_path,
             "it is neither a model's name nor a file",
             f"Give {', '.join(segmenting_models())}, or the path of a weight file.",
         )
-    if path.suffix == ".safetensors":
-        return _load_compact(path, None, device)
     from pathosam_qupath.model.pathosam import load_pathosam
 
-    return load_pathosam("checkpoint", checkpoint=path, device=device)
+    return load_pathosam(
+        name if name in MODELS else "checkpoint",
+        checkpoint=None if name in MODELS else path,
+        device=device,
+        exact=exact,
+        decoder=decoder,
+        semantic=True if semantic is None else semantic,
+        progress=progress,
+    )
 
 
 def segmenting_models() -> tuple[str, ...]:
     """Names of the models that find nuclei by themselves."""
+    from pathosam_qupath.model.adopted import adopted_models
     from pathosam_qupath.model.registry import MODELS
 
-    return (BUNDLED, *(model.name for model in MODELS.values() if model.decoder is not None))
+    published = (model.name for model in MODELS.values() if model.decoder is not None)
+    return (BUNDLED, *published, *adopted_models())
 
 
 def choose_device(device: str = "auto") -> str:
@@ -121,20 +158,7 @@ def _load_compact(path: Path, expected: str | None, device: str) -> NucleusModel
         raise ModelError(
             path,
             f"its SHA-256 is {sha256[:12]}…, expected {expected[:12]}…: the file is damaged",
-            "Install the package again.",
+            "Install the package again, or fine-tune the model again.",
         )
     network, description = load_weights(path)
     return CompactModel(network, description, weights_hash=sha256, device=choose_device(device))
-
-
-def _load_published(name: str, device: str, progress: Progress | None) -> NucleusModel:
-    """A published model; one that only answers prompts is refused before it is downloaded."""
-    if name not in segmenting_models():
-        raise ModelError(
-            name,
-            "it was published without a decoder of nuclei and only answers prompts",
-            f"Give {', '.join(segmenting_models())}.",
-        )
-    from pathosam_qupath.model.pathosam import load_pathosam
-
-    return load_pathosam(name, device=device, progress=progress)

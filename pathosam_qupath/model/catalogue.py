@@ -14,6 +14,7 @@ from typing import Literal
 
 from pathosam_qupath.errors import ModelError, UsageError
 from pathosam_qupath.model import BUNDLED, bundled_file, bundled_weights
+from pathosam_qupath.model.adopted import CARD, AdoptedModel, adopted_models
 from pathosam_qupath.model.registry import (
     CLASSES,
     MODELS,
@@ -102,7 +103,8 @@ class FileCheck:
 
 def list_models() -> tuple[ModelSummary, ...]:
     """Every model that has a name."""
-    return (_bundled(), *(_published(model) for model in MODELS.values()))
+    published = (_published(model) for model in MODELS.values())
+    return (_bundled(), *published, *(_adopted(model) for model in adopted_models().values()))
 
 
 def describe_model(name: str) -> ModelSummary:
@@ -142,16 +144,12 @@ def is_missing(name: str) -> bool:
 
 
 def _bundled() -> ModelSummary:
-    from safetensors import safe_open
-
     path, sha256 = bundled_weights()
     settings = json.loads(bundled_file("training.json").read_text(encoding="utf-8"))
-    with safe_open(path, framework="numpy") as file:
-        count = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return ModelSummary(
         name=BUNDLED,
         description=f"{settings['name']}: small, no download",
-        parameters=round(count / 1e6, 1),
+        parameters=_parameters(path),
         mpp=float(settings["mpp"]),
         classes=tuple(c["name"] for c in settings["classes"]),
         segments=True,
@@ -160,6 +158,34 @@ def _bundled() -> ModelSummary:
         source=str(bundled_file("MODEL_CARD.md")),
         files=(ModelFile(path.name, None, f"sha256:{sha256}", path, path.stat().st_size),),
     )
+
+
+def _adopted(model: AdoptedModel) -> ModelSummary:
+    """A model that was fine-tuned on this machine, by its card."""
+    card = model.card
+    forced = ", adopted though it is worse or was not compared" if card.get("forced") else ""
+    size = _size(model.path)
+    return ModelSummary(
+        name=model.name,
+        description=f"fine-tuned from {card.get('parent')}{forced}",
+        parameters=0.0 if size is None else _parameters(model.path),
+        mpp=float(card["mpp"]),
+        classes=tuple(card["classes"]),
+        segments=True,
+        cached="no" if size is None else "yes",
+        licence="as its parent and the corrections",
+        source=str(model.path.with_name(CARD)),
+        files=(ModelFile(model.path.name, None, f"sha256:{model.sha256}", model.path, size),),
+    )
+
+
+def _parameters(path: Path) -> float:
+    """Millions of numbers in a weight file."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    return round(float(sum(math.prod(shape) for shape in shapes)) / 1e6, 1)
 
 
 def _published(model: PublishedModel) -> ModelSummary:

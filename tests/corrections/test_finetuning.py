@@ -1,0 +1,253 @@
+"""Fine-tuning: what learns, what stays, that it can be killed, and when a model is adopted."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from skimage.io import imsave
+from synthetic_nuclei import write_samples
+
+from pathosam_qupath.corrections.comparison import compare_results, own_types
+from pathosam_qupath.corrections.evaluation import ImageResult
+from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
+from pathosam_qupath.corrections.gate import against_adoption, finetune_and_judge
+from pathosam_qupath.corrections.metrics import Scores
+from pathosam_qupath.corrections.samples import read_samples
+from pathosam_qupath.errors import ModelError, UsageError
+from pathosam_qupath.model import load_model
+from pathosam_qupath.model.network import CompactNetwork, NetworkConfig
+from pathosam_qupath.model.weights import CompactDescription, load_weights, save_weights
+
+SMALL = {"batch": 2, "side": 64}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """A user's folder of the test's own."""
+    monkeypatch.setenv("PATHOSAM_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A small untrained model with two classes."""
+    torch.manual_seed(1)
+    config = NetworkConfig()
+    config = replace(config, widths=tuple(8 for _ in config.widths), classes=2)
+    description = CompactDescription(
+        "tiny",
+        0.4,
+        tile=128,
+        halo=32,
+        classes=("Epithelial", "Inflammatory"),
+        colors=((1, 2, 3), (4, 5, 6)),
+        network=config,
+    )
+    path = tmp_path / "tiny.safetensors"
+    save_weights(path, CompactNetwork(config), description)
+    return path
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twelve samples of ellipses, eight to learn from."""
+    write_samples(tmp_path / "data" / "train", 6)
+    write_samples(tmp_path / "data" / "val", 4, first_seed=50)
+    return tmp_path / "data"
+
+
+def learning(data, **changes):
+    train, val = (list(read_samples(data / split)) for split in ("train", "val"))
+    return replace(FinetuneData(train, val[:1], identity="test"), **changes)
+
+
+def state(path):
+    return load_weights(path)[0].state_dict()
+
+
+@pytest.mark.parametrize(
+    ("what", "learns"),
+    [("class-head", {"types"}), ("decoder", {"types", "instances"}), ("all", None)],
+)
+def test_only_what_is_asked_for_learns(base, data, tmp_path, what, learns):
+    options = FinetuneOptions(what, steps=4, validate_every=2, **SMALL)
+    nothing_held_out = learning(data, stopping=[])
+    new = state(finetune(base, nothing_held_out, tmp_path / "run", options, name="n"))
+    old = state(base)
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed
+    assert not any("running" in name for name in changed)
+    if learns is None:
+        assert {name.split(".")[0] for name in changed} == {"encoder", "instances", "types"}
+    else:
+        assert {name.split(".")[0] for name in changed} == learns
+
+
+def test_the_class_head_learns_classes(data, tmp_path, bundled_weights_file):
+    swapped = tmp_path / "swapped.safetensors"
+    network, description = load_weights(bundled_weights_file)
+    classes = (description.classes[1], description.classes[0], *description.classes[2:])
+    save_weights(swapped, network, replace(description, classes=classes))
+    report = finetune_and_judge(
+        swapped,
+        data,
+        "unswapped",
+        FinetuneOptions("class-head", steps=60, validate_every=30, batch=4, side=128),
+    )
+    accuracy = next(f for f in report.held_out.figures if f.figure == "class_accuracy")
+    assert accuracy.difference > 0.2
+    assert report.held_out.verdict == "better"
+    assert report.adopted
+    assert load_model("unswapped", "cpu").info.classes == classes
+
+
+@pytest.fixture
+def bundled_weights_file():
+    from pathosam_qupath.model import bundled_weights
+
+    return bundled_weights()[0]
+
+
+def test_a_new_class_gets_an_output_and_the_others_stay(base, data, tmp_path):
+    samples = list(read_samples(data / "train"))
+    own = {"Mitosis": 16}
+    with_mitoses = [replace(s, types=np.where(s.labels == 1, 16, s.types)) for s in samples]
+    changed = learning(data, train=with_mitoses, own_types=own, stopping=[])
+    options = FinetuneOptions("class-head", steps=2, validate_every=2, **SMALL)
+    _, description = load_weights(
+        finetune(base, changed, tmp_path / "run", options, name="with mitoses")
+    )
+    assert description.classes == ("Epithelial", "Inflammatory", "Mitosis")
+    assert len(description.colors) == 3
+    tile = np.zeros((1, 128, 128, 3), np.uint8)
+    assert load_model(tmp_path / "run" / "best.safetensors", "cpu").predict(tile).shape[1] == 6
+    with pytest.raises(UsageError, match="Mitosis") as error:
+        finetune(base, changed, tmp_path / "other", replace(options, what="decoder"), name="no")
+    assert "class-head" in error.value.remedy
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path):
+    options = FinetuneOptions("all", steps=6, validate_every=2, patience=9, **SMALL)
+    whole = finetune(base, learning(data), tmp_path / "whole", options, name="n")
+
+    def killed(progress):
+        if progress.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(base, learning(data), tmp_path / "cut", options, name="n", progress=killed)
+    again = finetune(base, learning(data), tmp_path / "cut", options, name="n")
+    assert again.read_bytes() == whole.read_bytes()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "log.jsonl").open()]
+    assert steps == [0, 2, 4, 6]
+
+
+def test_the_same_seed_gives_the_same_model_and_another_another(base, data, tmp_path):
+    options = FinetuneOptions("all", steps=2, validate_every=2, **SMALL)
+    nothing_held_out = learning(data, stopping=[])
+    one, two, other = (
+        finetune(base, nothing_held_out, tmp_path / name, replace(options, seed=seed), name="n")
+        for name, seed in (("one", 0), ("two", 0), ("other", 1))
+    )
+    assert one.read_bytes() == two.read_bytes() != other.read_bytes()
+
+
+def test_another_run_in_the_folder_is_refused(base, data, tmp_path):
+    options = FinetuneOptions("decoder", steps=2, validate_every=2, **SMALL)
+    finetune(base, learning(data), tmp_path / "run", options, name="n")
+    with pytest.raises(UsageError, match="another model, other data or other options"):
+        finetune(base, learning(data, identity="else"), tmp_path / "run", options, name="n")
+
+
+def test_it_stops_early_and_keeps_the_best(base, data, tmp_path):
+    seen = []
+    options = FinetuneOptions(
+        "all", steps=40, validate_every=1, patience=2, learning_rate=1e-12, **SMALL
+    )
+    finetune(base, learning(data), tmp_path / "run", options, name="n", progress=seen.append)
+    assert [p.step for p in seen] == [0, 1, 2]
+    assert [p.best for p in seen] == [True, False, False]
+
+
+def test_replayed_samples_are_half_of_the_crops(base, data, tmp_path):
+    from pathosam_qupath.corrections.finetuning import _crop_source
+
+    replay = list(read_samples(write_samples(tmp_path / "replay", 1, first_seed=90)))
+    description = load_weights(base)[1]
+    crops = _crop_source(description, learning(data, replay=replay), FinetuneOptions(), {2: 1})
+    assert crops.sources == ["corrections", "replay"]
+    assert crops._chances.tolist() == [0.5, 0.5]
+
+
+def test_a_model_that_nothing_speaks_for_is_not_adopted_unless_forced(
+    base, tmp_path, command, home
+):
+    write_samples(tmp_path / "one" / "train", 1)
+    words = ["finetune", "--data", tmp_path / "one", "--base", base, "--name", "mine"]
+    words += ["--steps", 1, "--device", "cpu", "--json"]
+    code, out, _ = command(*words)
+    report = json.loads(out)
+    assert code == 5
+    assert not report["adopted"]
+    assert "Nothing is held out" in " ".join(report["notes"])
+    with pytest.raises(ModelError, match="neither a model's name nor a file"):
+        load_model("mine", "cpu")
+    code, out, _ = command(*words, "--force")
+    assert code == 0
+    assert json.loads(out)["forced"]
+    card = json.loads((home / "models" / "mine" / "card.json").read_text())
+    assert card["forced"]
+    assert card["parent"] == str(base)
+    assert load_model("mine", "cpu").info.name == "mine"
+    _, out, _ = command("models", "list", "--json")
+    assert "worse" in {m["name"]: m for m in json.loads(out)}["mine"]["description"]
+    code, _, _ = command("models", "verify", "mine", "--json")
+    assert code == 0
+
+
+def test_worse_on_held_out_regions_or_a_point_lost_elsewhere_speaks_against_a_model():
+    old = scored([0.5] * 8)
+    same, little, lost = (
+        compare_results(old, scored([0.5 - loss] * 8), names=("old", "new"))
+        for loss in (0.0, 0.004, 0.02)
+    )
+    assert against_adoption(same, None) == []
+    assert against_adoption(same, same) == []
+    assert "held-out" in against_adoption(little, None)[0]  # little, but certain
+    assert against_adoption(same, little) == []
+    assert "regression" in against_adoption(same, lost)[0]
+    assert "Nothing is held out" in against_adoption(None, same)[0]
+
+
+def scored(values):
+    return [ImageResult("i", "s", 9, 9, Scores(v, v, v, v), 0, 0) for v in values]
+
+
+def test_names_that_are_taken_or_no_names_are_refused(data, command):
+    for name in ("bundled", "vit_b_histopathology", "../there", ""):
+        code, out, _ = command("finetune", "--data", data, "--name", name, "--json")
+        assert code == 2, name
+        assert "--name" in json.loads(out)["error"]["subject"]
+
+
+def test_what_cannot_be_learnt_from_is_an_error(base, data, tmp_path, command):
+    empty = write_samples(tmp_path / "empty" / "train", 2)
+    for file in (empty / "labels").iterdir():
+        imsave(file, np.zeros((128, 128), np.uint16), check_contrast=False)
+    words = ["--name", "n", "--device", "cpu", "--json"]
+    code, out, _ = command("finetune", "--data", empty.parent, "--base", base, *words)
+    assert code == 2
+    assert "no nucleus" in json.loads(out)["error"]["cause"]
+    code, out, _ = command("finetune", "--data", tmp_path, "--base", base, *words)
+    assert code == 2
+    assert "corrections export" in json.loads(out)["error"]["remedy"]
+    code, out, _ = command("finetune", "--data", data, "--base", "vit_b", *words)
+    assert code == 5
+    assert "fine-tuned" in json.loads(out)["error"]["cause"]
+
+
+def test_own_types_are_read_from_the_export(data):
+    (data / "classes.json").write_text('{"Mitosis": 16}')
+    assert own_types(data) == {"Mitosis": 16}
