@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pathosam_qupath import __version__
+from pathosam_qupath.qupath.running import signs_of_qupath
 from pathosam_qupath.resuming import find_run, reset_failed
 from pathosam_qupath.run_image import FINAL, Work, treat
 from pathosam_qupath.run_lock import locked
@@ -27,6 +28,7 @@ from pathosam_qupath.run_record import (
     RunManifest,
     RunRecord,
     create_run,
+    last_write,
     new_run_id,
     open_run,
     utc_now,
@@ -116,7 +118,9 @@ def run(
             record.begin_again()
         if retry_failed:
             reset_failed(record)
-        _carry_out(project, plans, Work(model, options, record, stop), report, going_on.note)
+        notes = [note for note in (going_on.note, _open_elsewhere(project, plans)) if note]
+        work = Work(model, options, record, stop)
+        _carry_out(project, plans, work, report, "\n".join(notes) or None)
     return record
 
 
@@ -133,6 +137,18 @@ def versions(project: Project) -> dict[str, str | None]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def _open_elsewhere(project: Project, plans: Sequence[EntryPlan]) -> str | None:
+    """A warning where the project looks open in QuPath."""
+    paths = [plan.entry.data_path for plan in plans]
+    signs = signs_of_qupath(project.path, paths, own_writes=last_write(project.path.parent))
+    if not signs:
+        return None
+    return (
+        f"{'; '.join(signs)}. Close this project in QuPath if it is open there: its next save "
+        "would write over what this run writes."
+    )
 
 
 def _carry_out(

@@ -91,7 +91,7 @@ def inspect_entry(entry: Entry, *, mpp: float | None = None) -> EntryReport:
         detections = entry.detections()
     except PathosamError as error:
         return _with_problem(blank, error.cause, error.remedy)
-    plan = plan_entry(entry, RunOptions(mpp=mpp, whole_image=not annotations))
+    plan = plan_entry(entry, RunOptions(mpp=mpp, whole_image=not annotations, tissue="off"))
     runs = detections["run"].dropna().value_counts()
     report = EntryReport(
         entry.id,

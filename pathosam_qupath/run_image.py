@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pathosam_qupath.block_ledger import open_ledger
+from pathosam_qupath.disk_space import bytes_needed, check_room
 from pathosam_qupath.errors import PathosamError
+from pathosam_qupath.plausibility import warnings_of
 from pathosam_qupath.qupath.project import HierarchyChange
 from pathosam_qupath.resuming import block_identity
 from pathosam_qupath.run_plan import EntryPlan, RunOptions, open_entry
 from pathosam_qupath.run_record import EntryRecord, RunRecord, backup_of, file_hash
+from pathosam_qupath.run_tissue import tissue_of
 from pathosam_qupath.run_writing import as_it_is_now, colors_used, combine
 from pathosam_qupath.segmentation.classes import MODEL_NAMES
 from pathosam_qupath.segmentation.pipeline import (
@@ -29,6 +32,7 @@ from pathosam_qupath.segmentation.pipeline import (
     plan_blocks,
     segment_blocks,
 )
+from pathosam_qupath.segmentation.tissue import drawn
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -115,6 +119,7 @@ def _treat(project: Project, plan: EntryPlan, work: Work, tell: Callable[..., No
     found = _written_before(entry, record)
     if found is not None:
         return found
+    check_room(record.folder, bytes_needed(entry.data_path, len(nuclei)))
     run_id = record.manifest.run
     nuclei, predicted, remove = combine(project, entry, nuclei, regions, work.options, run_id)
     record.save_predictions(entry.id, nuclei)
@@ -126,6 +131,8 @@ def _treat(project: Project, plan: EntryPlan, work: Work, tell: Callable[..., No
         tiles=seen.tiles,
         blank=seen.blank,
         blurred=seen.blurred,
+        tissue=seen.tissue,
+        warnings=seen.warnings,
         hash_before=hash_before,
     )
     record.update(predicted)
@@ -165,9 +172,15 @@ def _segment(
     options = SegmentOptions(
         seed=f"{record.manifest.run}/{plan.entry.id}",
         class_map=work.options.class_map or MODEL_NAMES,
+        mode=work.options.mode,
     )
     with open_entry(plan.entry, work.options.mpp) as slide:
-        todo = plan_blocks(slide, regions.polygons, model.info, options)
+        mpp = slide.mpp
+        tissue = tissue_of(slide, plan.entry, work.options)
+        if tissue is not None:
+            record.save_picture(entry.id, "tissue.jpg", drawn(tissue))
+        outlined = None if tissue is None else tissue.geometry
+        todo = plan_blocks(slide, regions.polygons, model.info, options, tissue=outlined)
         frame = f"{image.series} {image.crop} {image.rotation} {slide.mpp}"
         identity = block_identity(model, options, todo, image.path, frame)
         with open_ledger(record.blocks_path(plan.entry.id), identity) as ledger:
@@ -195,9 +208,16 @@ def _segment(
         nuclei = nuclei_frame([r.objects for r in found], slide.mpp, model.info, options)
     quality = {tile: seen for result in found for tile, seen in result.quality.items()}
     kinds = list(quality.values())
+    tiles, blank, blurred = int(todo.wanted.sum()), kinds.count("blank"), kinds.count("blurred")
+    areas = nuclei.geometry.area.to_numpy() * mpp[0] * mpp[1]
+    warnings = warnings_of(areas, mpp, tiles=tiles, blank=blank, blurred=blurred)
+    if tissue is not None and not tissue.found:
+        warnings += ("no tissue was found, so all of the image was looked at",)
     return nuclei, replace(
         entry,
-        tiles=int(todo.wanted.sum()),
-        blank=kinds.count("blank"),
-        blurred=kinds.count("blurred"),
+        tiles=tiles,
+        blank=blank,
+        blurred=blurred,
+        tissue=None if tissue is None else tissue.share,
+        warnings=warnings,
     )

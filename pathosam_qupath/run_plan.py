@@ -9,7 +9,11 @@ import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+import shapely
+from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.errors import ImageError, PathosamError, UsageError
 from pathosam_qupath.regions import (
@@ -23,6 +27,8 @@ from pathosam_qupath.regions import (
     reason_against,
 )
 from pathosam_qupath.replacing import Policy
+from pathosam_qupath.run_tissue import tissue_of
+from pathosam_qupath.segmentation.block_plan import Mode
 from pathosam_qupath.slide import open_slide
 
 if TYPE_CHECKING:
@@ -44,6 +50,9 @@ class RunOptions:
     mpp : µm/px of the images, instead of what they say themselves.
     class_map : what the model's classes are called in the project; None: as the model does.
     policy, replace_edited : see :mod:`pathosam_qupath.replacing`.
+    mode : how nuclei are found (see ``segmentation.block_plan``).
+    tissue : "auto" (looked for in whole images), "off", or a GeoJSON file or folder; see
+        :mod:`pathosam_qupath.run_tissue`. Where it is known, nothing else is looked at.
     """
 
     images: tuple[str, ...] = ()
@@ -53,6 +62,8 @@ class RunOptions:
     class_map: ClassMap | None = None
     policy: Policy = "replace"
     replace_edited: bool = False
+    mode: Mode = "ais"
+    tissue: str = "auto"
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not (math.isfinite(self.mpp) and self.mpp > 0):
@@ -71,6 +82,7 @@ class EntryPlan:
     size : (width, height) in pixels, and ``mpp`` (x, y) in µm/px, where known.
     error : why the image cannot be treated; None where it can.
     nothing : why there is nothing to do in it; None where there is.
+    tissue : polygons in slide pixels; None where the run does not ask for tissue.
     """
 
     entry: Entry
@@ -79,13 +91,19 @@ class EntryPlan:
     mpp: tuple[float, float] | None = None
     error: PathosamError | None = None
     nothing: str | None = None
+    tissue: BaseGeometry | None = None
 
-    @property
+    @cached_property
     def area(self) -> float | None:
         """Treated area in µm²."""
         if self.regions is None or self.mpp is None:
             return None
-        return self.regions.area * self.mpp[0] * self.mpp[1]
+        pixels = self.regions.area
+        if self.tissue is not None:
+            union = self.regions.union()
+            seen = self.tissue if union is None else shapely.intersection(self.tissue, union)
+            pixels = float(seen.area)
+        return pixels * self.mpp[0] * self.mpp[1]
 
     def summary(self) -> dict[str, object]:
         """The plan in words and numbers, for machines."""
@@ -140,6 +158,7 @@ def plan_entry(entry: Entry, options: RunOptions) -> EntryPlan:
             return EntryPlan(entry, nothing=nothing)
         with open_entry(entry, options.mpp) as slide:
             size, pixel = (slide.width, slide.height), slide.mpp
+            tissue = tissue_of(slide, entry, options)
     except PathosamError as error:
         return EntryPlan(entry, error=error)
     regions = choose_regions(
@@ -148,7 +167,8 @@ def plan_entry(entry: Entry, options: RunOptions) -> EntryPlan:
     if regions.empty:
         nothing = "; ".join(f"{label(a)} {reason}" for a, reason in regions.refused)
         nothing = nothing or f"all of it is inside {IGNORED_CLASS}"
-    return EntryPlan(entry, regions, size, pixel, nothing=nothing)
+    outlined = None if tissue is None else tissue.geometry
+    return EntryPlan(entry, regions, size, pixel, nothing=nothing, tissue=outlined)
 
 
 def open_entry(entry: Entry, mpp: float | None = None) -> Slide:

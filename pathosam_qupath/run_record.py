@@ -4,6 +4,7 @@
 
     <project>/pathosam/runs/<run id>/manifest.json
                                      lock
+                                     <entry id>/tissue.jpg           (what counted as tissue)
                                      <entry id>/blocks               (while it is treated)
                                      <entry id>/predictions.parquet
                                      <entry id>/before.qpdata        (the file as it was)
@@ -36,6 +37,7 @@ from pathosam_qupath.qupath.atomic import MISSING, Fingerprint, fingerprint, rep
 
 if TYPE_CHECKING:
     import geopandas as gpd
+    from PIL.Image import Image
 
 State = Literal["planned", "predicted", "written", "failed", "skipped", "rolled back"]
 
@@ -60,6 +62,8 @@ class EntryRecord:
         focus.
     hash_before, hash_after : SHA-256 of ``data.qpdata``; None where there was no file, or
         where the run did not get so far.
+    tissue : share of the image that counted as tissue, None where nobody asked.
+    warnings : what speaks against the numbers, each with its remedy.
     message : why the image failed or was skipped, or what the reader should know.
     exit_code : the error's exit code where the image failed.
     """
@@ -76,6 +80,8 @@ class EntryRecord:
     tiles: int = 0
     blank: int = 0
     blurred: int = 0
+    tissue: float | None = None
+    warnings: tuple[str, ...] = ()
     hash_before: str | None = None
     hash_after: str | None = None
     seconds: float = 0.0
@@ -163,6 +169,13 @@ class RunRecord:
     def blocks_path(self, entry_id: str) -> Path:
         """Where an image's finished blocks lie until it is written (``block_ledger``)."""
         return self.entry_folder(entry_id) / "blocks"
+
+    def save_picture(self, entry_id: str, name: str, picture: Image) -> Path:
+        """Write a picture of an image as JPEG."""
+        path = self.entry_folder(entry_id) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda file: picture.save(file, "JPEG", quality=88))
+        return path
 
     def save_predictions(self, entry_id: str, frame: gpd.GeoDataFrame) -> Path:
         """Write an image's nuclei, as they are about to be written, as GeoParquet."""
@@ -253,6 +266,15 @@ def open_run(project_folder: Path, run: str) -> RunRecord:
     return RunRecord(folder, _read_manifest(folder / _MANIFEST))
 
 
+def last_write(project_folder: Path) -> float:
+    """When a run last wrote to its manifest, in seconds since 1970; 0 where none has."""
+    times = [
+        (runs_folder(project_folder) / run / _MANIFEST).stat().st_mtime
+        for run in run_ids(project_folder)
+    ]
+    return max(times, default=0.0)
+
+
 def run_ids(project_folder: Path) -> list[str]:
     """Ids of the runs recorded in a project, oldest first."""
     folder = runs_folder(project_folder)
@@ -334,7 +356,10 @@ def _read_manifest(path: Path) -> RunManifest:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.pop("format", None) != _FORMAT:
             raise ValueError("it was written by another version of pathosam-qupath")
-        stored["entries"] = tuple(EntryRecord(**entry) for entry in stored["entries"])
+        stored["entries"] = tuple(
+            EntryRecord(**{**entry, "warnings": tuple(entry.get("warnings", ()))})
+            for entry in stored["entries"]
+        )
         stored["class_colors"] = {
             name: (int(r), int(g), int(b)) for name, (r, g, b) in stored["class_colors"].items()
         }

@@ -120,6 +120,7 @@ def run_table(manifest: RunManifest) -> Group:
         table.add_row(_text(e.name), state, *counts, f"{e.seconds:.1f}")
         if e.message:
             notes.append(_text(f"{e.name}: {e.message}", STATE_STYLE.get(e.state)))
+        notes += [_text(f"{e.name}: {warning}.", "yellow") for warning in e.warnings]
         if e.kept:
             notes.append(
                 _text(

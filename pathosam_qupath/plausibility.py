@@ -1,0 +1,61 @@
+"""What a run's numbers say against it: wrong pixel size, no focus, hardly any nuclei.
+
+Nuclei of human tissue have a median area between about 20 µm² (lymphocytes) and 90 µm²
+(large carcinoma cells). A pixel size that is wrong by a factor of two makes areas wrong by
+four, which leaves that range in most tissues: 20× read as 40× gives areas of a quarter.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+SMALLEST, LARGEST = 15.0, 130.0
+"""µm²; medians outside are told."""
+
+_ENOUGH = 30
+"""Nuclei from which a median says something."""
+
+_BLURRED_SHARE = 0.2
+
+
+def warnings_of(
+    areas: NDArray[np.float64],
+    mpp: tuple[float, float],
+    *,
+    tiles: int,
+    blank: int,
+    blurred: int,
+) -> tuple[str, ...]:
+    """What a reader should doubt about an image, each with its remedy.
+
+    Parameters
+    ----------
+    areas : (n,) of the nuclei found, µm².
+    mpp : µm/px (x, y) that the areas rest on.
+    tiles, blank, blurred : tiles looked at, and how many were empty or out of focus.
+    """
+    said = []
+    if len(areas) >= _ENOUGH:
+        median = float(np.median(areas))
+        if median < SMALLEST:
+            said.append(
+                f"the median nucleus has {median:.0f} µm², less than nuclei have: the image may "
+                f"be coarser than {mpp[0]:.3g} µm/px (20x read as 40x?). Check its pixel size, or "
+                f"try --mpp {2 * mpp[0]:.3g}"
+            )
+        elif median > LARGEST:
+            said.append(
+                f"the median nucleus has {median:.0f} µm², more than nuclei have: the image may "
+                f"be finer than {mpp[0]:.3g} µm/px (40x read as 20x?). Check its pixel size, or "
+                f"try --mpp {mpp[0] / 2:.3g}"
+            )
+    shown = tiles - blank
+    if shown > 0 and blurred > _BLURRED_SHARE * shown:
+        said.append(
+            f"{blurred:,} of {shown:,} tiles look out of focus. Look at the image before its "
+            "nuclei are counted"
+        )
+    if tiles and not shown:
+        said.append("every tile is blank. Check that the image shows tissue there")
+    return tuple(said)
