@@ -78,9 +78,9 @@ def _linear(layer: Any, x: Tensor, *, gelu: bool = False) -> Tensor:  # noqa: AN
     On a CPU by oneDNN, which takes bias and GELU into the product and, in float32, is
     faster than PyTorch's own choice on processors that are not Intel's.
     """
-    if x.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if x.device.type == "cpu" and torch._C._has_mkldnn:
         shape = (*x.shape[:-1], len(layer.weight))
-        wanted = ("gelu", [], "none") if gelu else ("none", [], "")
+        wanted: Any = ("gelu", [], "none") if gelu else ("none", [], "")
         flat = x.reshape(-1, x.shape[-1])
         product: Tensor = torch.ops.mkldnn._linear_pointwise(
             flat, layer.weight, layer.bias, *wanted

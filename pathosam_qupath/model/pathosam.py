@@ -32,6 +32,7 @@ from torch.nn import functional
 
 from pathosam_qupath.errors import ModelError, UsageError
 from pathosam_qupath.model.checkpoints import Checkpoint, read_checkpoint
+from pathosam_qupath.model.convolutions import Window
 from pathosam_qupath.model.interface import ModelInfo
 from pathosam_qupath.model.preprocessing import PreparedTile, prepare
 from pathosam_qupath.model.prompts import Arrays, Prompt, PromptedMask
@@ -47,7 +48,7 @@ from pathosam_qupath.model.registry import (
 )
 from pathosam_qupath.model.sam import Embedding, SamConfig, SamModel, build_sam
 from pathosam_qupath.model.sam_prompts import segment_prompts
-from pathosam_qupath.model.unetr import Normalization, UnetrDecoder, Window, build_unetr
+from pathosam_qupath.model.unetr import Normalization, UnetrDecoder, build_unetr
 
 TILE = 512
 HALO = 64
@@ -119,8 +120,8 @@ def load_pathosam(
         raise ModelError(
             files.path,
             "expected an instance decoder (decoder_state) beside SAM's weights, found none",
-            "Give a checkpoint that holds both, as micro-sam exports it, or from Python the "
-            "decoder's file too.",
+            "Give the decoder's file too (--decoder FILE), or a checkpoint that holds both, as "
+            "micro-sam exports it.",
         )
     classes = None
     if paths.semantic is not None:
@@ -149,6 +150,8 @@ def _files(
     """SAM's checkpoint, and the paths of all the files in use."""
     given = None if isinstance(semantic, bool) else Path(semantic)
     if checkpoint is None:
+        if given is not None and name in MODELS:
+            _refuse_foreign_classes(given, MODELS[name].architecture)
         wanted = given is None and semantic is True
         published = fetch_model(name, semantic=wanted, offline=offline, progress=progress)
         paths = ModelFiles(
@@ -181,15 +184,20 @@ def _decoder_state(files: Checkpoint) -> dict[str, Tensor]:
     return files.decoder
 
 
-def _semantic_decoder(path: Path, config: SamConfig) -> UnetrDecoder:
-    """The decoder of classes; every decoder fits every encoder, but only one is right."""
-    if config.architecture in ("vit_l", "vit_h", "vit_t"):
+def _refuse_foreign_classes(path: Path, architecture: str) -> None:
+    """Every decoder fits every encoder, but only one is right."""
+    if architecture in ("vit_l", "vit_h", "vit_t"):
         raise ModelError(
             path,
             "the semantic decoder was trained on the embeddings of vit_b_histopathology; "
-            f"on those of a {config.architecture} its classes mean nothing",
+            f"on those of a {architecture} its classes mean nothing",
             "Use vit_b_histopathology, or go without classes.",
         )
+
+
+def _semantic_decoder(path: Path, config: SamConfig) -> UnetrDecoder:
+    """The decoder of classes."""
+    _refuse_foreign_classes(path, config.architecture)
     decoder = build_unetr(
         _decoder_state(read_checkpoint(path)), channels=config.channels, subject=path
     )
@@ -248,6 +256,7 @@ class PathosamModel:
             halo=halo,
             classes=() if classes is None else CLASSES,
             colors=() if classes is None else COLORS,
+            precision=str(self.dtype).removeprefix("torch."),
         )
         self._winners: WeakKeyDictionary[Embedding, NDArray[np.uint8]] = WeakKeyDictionary()
         self._room = threading.BoundedSemaphore(_tiles_at_a_time(device, sam.config.side))

@@ -9,14 +9,14 @@ mode. The checkpoint's running statistics are there as ``bn="running"``.
 
 The arithmetic is arranged differently, with the same result but for rounding:
 
-* Upsampling and the 3 x 3 convolution behind it are both linear. A transposed convolution
-  (2 x 2, stride 2) and its 3 x 3 convolution become one 2 x 2 convolution that gives the
-  four phases of the doubled grid; where the 3 x 3 kernel hangs over the border, the
-  upsampling's bias is missing there, which is put right afterwards. Bilinear upsampling
-  changes places with its 1 x 1 convolution, which then sees a quarter of the pixels.
+* An upsampling by transposed convolution and the 3 x 3 convolution behind it are one
+  convolution (see ``convolutions.py``). In the head, at SAM's full input, even across the
+  instance normalisation between them: its statistics follow from those of the map before
+  the upsampling, so the upsampled map, the largest of all, is never made.
+* Bilinear upsampling changes places with its 1 x 1 convolution, which then sees a quarter
+  of the pixels.
 * A normalisation's scale is folded into the weights of the convolution that follows.
-* Channels are the last axis in memory; ReLU and statistics go through in pieces that the
-  processor's cache holds.
+* Channels are the last axis in memory, and large maps go through in bands.
 * The last convolutions run only where maps are wanted.
 
 Tiles never share an operation, so a tile's maps are the same in every batch.
@@ -25,7 +25,6 @@ Tiles never share an operation, so a tile's maps are the same in every batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -34,18 +33,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pathosam_qupath.errors import ModelError
+from pathosam_qupath.model.convolutions import (
+    EPSILON,
+    FusedUpsampling,
+    Moments,
+    Window,
+    convolve,
+    fuse,
+    moments_of,
+    pieces,
+    pointwise,
+    scale_and_shift,
+    upsample_and_convolve,
+    upsampled_moments,
+)
 from pathosam_qupath.model.sam import describe_keys, load_strictly
 
 Normalization = Literal["tile", "running"]
-
-EPSILON = 1e-5
-"""Added to variances, in both kinds of normalisation."""
-
-PIECE_BYTES = 1 << 20
-"""How much of a map a CPU works on at a time."""
-
-Window = tuple[int, int, int, int]
-"""First row, first column, end row, end column, in pixels of SAM's input."""
 
 
 class Upsampling(nn.Module):
@@ -67,35 +71,14 @@ class Upsampling(nn.Module):
     def forward(self, x: Tensor, out: Tensor) -> Tensor:
         """(1, inputs, h, w) to (1, outputs, 2 h, 2 w), written into ``out``."""
         if not self.transposed:
-            narrow = _convolve(x, self.conv)
+            narrow = pointwise(x, self.conv.weight.flatten(1), self.conv.bias)
             return out.copy_(functional.interpolate(narrow, scale_factor=2.0, mode="bilinear"))
         weight: Any = self.block.weight
         bias: Any = self.block.bias
-        inputs, outputs = weight.shape[:2]
-        kernels = weight.permute(2, 3, 1, 0).reshape(4 * outputs, inputs)
-        return _interleave(_pointwise(x, kernels, bias.repeat(4)), out)
-
-
-@dataclass(frozen=True, eq=False)
-class FusedUpsampling:
-    """A transposed convolution and the 3 x 3 convolution behind it.
-
-    Attributes
-    ----------
-    kernels : (4 outputs, inputs, 2, 2), phase by phase.
-    bias : (outputs,) away from the border.
-    by_tap : (3, 3, outputs), the upsampling's bias as each tap of the 3 x 3 kernel passes
-        it on; at the border some taps have nothing to pass on.
-    """
-
-    kernels: Tensor
-    bias: Tensor
-    by_tap: Tensor
-
-    def to(self, device: str, dtype: torch.dtype) -> FusedUpsampling:
-        """The same elsewhere, in the precision of the computation."""
-        kernels = self.kernels.to(device, dtype, memory_format=torch.channels_last)
-        return FusedUpsampling(kernels, self.bias.to(device, dtype), self.by_tap.to(device, dtype))
+        for a in range(2):
+            for b in range(2):
+                out[:, :, a::2, b::2] = pointwise(x, weight[:, :, a, b].t(), bias)
+        return out
 
 
 class SingleConvolution(nn.Module):
@@ -122,32 +105,34 @@ class Deconvolution(nn.Module):
 
     def fuse(self, device: str, dtype: torch.dtype) -> None:
         """Make one convolution of upsampling and convolution, once weights are loaded."""
-        upsampling: Any = self.block[0]
+        up: Any = self.block[0]
         convolution: Any = self.block[1]
-        if upsampling.transposed:
-            fused = fused_upsampling(upsampling.block, convolution.block)
+        if up.transposed:
+            conv = convolution.block
+            fused = fuse(up.block.weight, up.block.bias, conv.weight, conv.bias)
             self._fused = fused.to(device, dtype)
 
-    def forward(self, x: Tensor, bn: Normalization, out: Tensor) -> Tensor:
-        """(1, inputs, h, w) to (1, outputs, 2 h, 2 w), written into ``out``."""
+    def forward(self, x: Tensor, bn: Normalization) -> Tensor:
+        """(1, inputs, h, w) to (1, outputs, 2 h, 2 w)."""
         upsampling: Any = self.block[0]
-        convolution: Any = self.block[1]
-        if self._fused is not None:
-            x = _upsample_and_convolve(x, self._fused, out)
-        else:
-            x = out.copy_(_convolve(upsampling(x, _empty(x, out.shape[1])), convolution.block))
         norm: Any = self.block[2]
+        out = _empty(x, upsampling.outputs)
+        if self._fused is not None:
+            bands = upsample_and_convolve(x, self._fused)
+        else:
+            conv: Any = self.block[1]
+            doubled = upsampling(x, _empty(x, upsampling.outputs))
+            bands = convolve(doubled, conv.block.weight, conv.block.bias)
+        moments = Moments()
+        for first, end, values in bands:
+            out[:, :, first:end] = values
+            _gather(moments, values)
         if bn == "tile":
-            mean, variance = _statistics(x)
+            mean, variance = moments.result()
         else:
             mean, variance = norm.running_mean.float(), norm.running_var.float()
         scale = norm.weight.float() * torch.rsqrt(variance + EPSILON)
-        shift = norm.bias.float() - mean * scale
-        for piece, values in _pieces_as_float(x):
-            values.mul_(scale).add_(shift).relu_()
-            if values is not piece:
-                piece.copy_(values)
-        return x
+        return scale_and_shift(out, scale, norm.bias.float() - mean * scale)
 
 
 class ConvolutionBlock(nn.Module):
@@ -162,17 +147,12 @@ class ConvolutionBlock(nn.Module):
             }
         )
 
-    def forward(self, x: Tensor, window: Window | None = None) -> Tensor:
-        """(1, inputs, h, w), which is overwritten, to (1, outputs, h, w).
-
-        With a window only its part of the result is computed; the normalisations still
-        see the whole.
-        """
-        x = _normalize_and_convolve(x, self.block["1"])
-        x.relu_()
-        x = _normalize_and_convolve(x, self.block["4"], window)
-        x.relu_()
-        return x
+    def forward(self, x: Tensor) -> Tensor:
+        """(1, inputs, h, w) to (1, outputs, h, w)."""
+        first: Any = self.block["1"]
+        second: Any = self.block["4"]
+        x, moments = _normalize_and_convolve(x, first, moments_of(x))
+        return _normalize_and_convolve(x, second, moments)[0]
 
 
 class SkipDecoder(nn.Module):
@@ -195,6 +175,7 @@ class SkipDecoder(nn.Module):
             sampler(x, joined[:, :width])
             first = (skip.shape[1] - width) // 2
             joined[:, width:] = skip[:, first : first + width]
+            del x, skip
             x = block(joined)
         return x
 
@@ -262,19 +243,49 @@ class UnetrDecoder(nn.Module):
         input (16 per token).
         """
         z12 = embedding.to(self.dtype, memory_format=torch.channels_last)
-        w9, w6, w3, w0 = self.widths
-        z9 = self.deconv1(z12, bn, _empty(z12, w9))
-        z6 = self.deconv2(z9, bn, _empty(z9, w6))
-        z3 = self.deconv3(z6, bn, _empty(z6, w3))
-        joined = _empty(z3, 2 * w0)
-        self.deconv4(z3, bn, joined[:, w0:])
-        skips = [z9, z6, z3]
-        del z9, z6, z3
-        self.deconv_out(self.decoder(self.base(z12.clone()), skips), joined[:, :w0])
-        x = joined
-        del joined
-        x = _convolve(self.decoder_head(x, window), self.out_conv)
-        return x.float().sigmoid_()
+        skips = []
+        z = z12
+        for deconvolution, width in zip(
+            (self.deconv1, self.deconv2, self.deconv3), self.widths[1:], strict=True
+        ):
+            z = deconvolution(z, bn)
+            first = (z.shape[1] - width) // 2
+            skips.append(z[:, first : first + width].clone(memory_format=torch.channels_last))
+        z = self.deconv4(z, bn)
+        below = self.decoder(self.base(z12), skips)
+        maps = [
+            pointwise(values, self.out_conv.weight.flatten(1), self.out_conv.bias)
+            for values in self._head(below, z, window)
+        ]
+        return torch.cat(maps, dim=2).float().sigmoid_()
+
+    def _head(self, below: Tensor, skip: Tensor, window: Window | None) -> Iterator[Tensor]:
+        """Bands of the last map before the 1 x 1 convolution; ``skip`` is overwritten.
+
+        Parameters
+        ----------
+        below : (1, widths[3], h, w), to be upsampled.
+        skip : (1, widths[3], 2 h, 2 w).
+        """
+        first: Any = self.decoder_head.block["1"]
+        second: Any = self.decoder_head.block["4"]
+        up: Any = self.deconv_out
+        width = up.outputs
+        if not up.transposed:
+            joined = torch.cat([up(below, _empty(below, width)), skip], dim=1)
+            joined = joined.contiguous(memory_format=torch.channels_last)
+            x, moments = _normalize_and_convolve(joined, first, moments_of(joined))
+        else:
+            mean, variance = upsampled_moments(below, up.block.weight, up.block.bias)
+            weight = first.weight.float()[:, :width] * _inverse_deviation(variance)
+            no_bias = torch.zeros_like(first.bias)
+            fused = fuse(up.block.weight, up.block.bias - mean, weight, no_bias)
+            upsampled = upsample_and_convolve(below, fused.to(below.device, below.dtype))
+            x, moments = _add_convolution(skip, upsampled, first, width)
+        mean, variance = moments.result()
+        weight = second.weight.float() * _inverse_deviation(variance)
+        for _, _, values in convolve(x, weight, second.bias, mean, window):
+            yield values.relu_()
 
 
 def build_unetr(
@@ -336,158 +347,65 @@ def _empty(below: Tensor, channels: int) -> Tensor:
     )
 
 
-def _pieces(x: Tensor) -> list[Tensor]:
-    """Views (pixels, channels) of a channels-last (1, channels, h, w), cache by cache."""
-    pixels = x.permute(0, 2, 3, 1).view(-1, x.shape[1])
-    if x.device.type != "cpu":
-        return [pixels]
-    return list(torch.split(pixels, max(1, PIECE_BYTES // (4 * x.shape[1]))))
+def _gather(moments: Moments, values: Tensor) -> None:
+    for piece in pieces(values):
+        moments.add(piece.to(torch.float32, copy=True))
 
 
-def _pieces_as_float(x: Tensor, copied: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each piece, and its values in float32: itself, or a copy that lasts one step."""
-    room: Tensor | None = None
-    for piece in _pieces(x):
-        if piece.dtype == torch.float32 and not copied:
-            yield piece, piece
-            continue
-        if room is None:
-            room = torch.empty(piece.shape, dtype=torch.float32, device=x.device)
-        yield piece, room[: len(piece)].copy_(piece)
+def _inverse_deviation(variance: Tensor) -> Tensor:
+    """Of the channels that a kernel (outputs, inputs, 3, 3) reads."""
+    return torch.rsqrt(variance + EPSILON)[:, None, None]
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance per channel, float32.
+def _normalize_and_convolve(x: Tensor, conv: nn.Conv2d, moments: Moments) -> tuple[Tensor, Moments]:
+    """Instance normalisation by the moments of ``x``, 3 x 3 convolution, ReLU.
 
-    Each piece's sums are taken around its own mean, then the pieces are joined in
-    float64, so nothing cancels.
+    The mean is subtracted from what the convolution reads, so that the zeros around the
+    image stay what they are; the scale goes into the weights.
+
+    Returns
+    -------
+    (1, outputs, h, w), and its moments.
     """
-    counts, means, squares = [], [], []
-    for _, values in _pieces_as_float(x, copied=True):
-        mean = values.mean(dim=0)
-        counts.append(float(len(values)))
-        means.append(mean)
-        squares.append(values.sub_(mean).square_().sum(dim=0))
-    count = torch.tensor(counts, dtype=_sum_dtype(x), device=x.device)[:, None]
-    mean_by_piece = torch.stack(means).to(count.dtype)
-    total = count.sum()
-    mean = (mean_by_piece * count).sum(dim=0) / total
-    spread = torch.stack(squares).to(count.dtype) + (mean_by_piece - mean).square() * count
-    return mean.float(), (spread.sum(dim=0) / total).float()
+    mean, variance = moments.result()
+    weight = conv.weight.float() * _inverse_deviation(variance)
+    shape = (1, len(weight), *x.shape[2:])
+    out = x.new_empty((shape[0], *shape[2:], shape[1])).permute(0, 3, 1, 2)
+    found = Moments()
+    for first, end, values in convolve(x, weight, conv.bias, mean):
+        out[:, :, first:end] = values.relu_()
+        _gather(found, values)
+    return out, found
 
 
-def _sum_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.device.type == "mps" else torch.float64
+def _add_convolution(
+    x: Tensor, others: Iterator[tuple[int, int, Tensor]], conv: nn.Conv2d, skipped: int
+) -> tuple[Tensor, Moments]:
+    """The part of a normalised convolution that reads ``x``, plus the part given, ReLU.
 
+    Parameters
+    ----------
+    x : (1, channels, h, w), overwritten with the result band by band: a band is written
+        once the next, which reads its last row, has been computed.
+    others : bands of the other channels' part.
+    conv : its input channels from ``skipped`` on are those of ``x``.
 
-def _normalize_and_convolve(x: Tensor, conv: nn.Module, window: Window | None = None) -> Tensor:
-    """Instance normalisation and a 3 x 3 convolution; ``x`` is overwritten.
-
-    The mean is subtracted in place, so that the zeros around the image stay what they
-    are; the scale goes into the weights.
+    Returns
+    -------
+    (1, channels, h, w), and its moments.
     """
-    weight: Any = conv.weight
-    bias: Any = conv.bias
-    mean, variance = _statistics(x)
-    for piece in _pieces(x):
-        piece.sub_(mean.to(x.dtype))
-    scaled = weight.float() * torch.rsqrt(variance + EPSILON)[:, None, None]
-    scaled = scaled.to(x.dtype, memory_format=torch.channels_last)
-    bias = bias.to(x.dtype)
-    if window is None:
-        return functional.conv2d(x, scaled, bias, padding=1)
-    height, width = x.shape[2:]
-    top, left, bottom, right = window
-    cut = x[:, :, max(0, top - 1) : bottom + 1, max(0, left - 1) : right + 1]
-    pad = (int(left == 0), int(right == width), int(top == 0), int(bottom == height))
-    cut = functional.pad(cut, pad).contiguous(memory_format=torch.channels_last)
-    return functional.conv2d(cut, scaled, bias)
-
-
-def _convolve(x: Tensor, conv: nn.Module) -> Tensor:
-    """A convolution, in the precision of its input."""
-    layer: Any = conv
-    if layer.kernel_size == (1, 1):
-        return _pointwise(x, layer.weight.flatten(1), layer.bias)
-    weight = layer.weight.to(x.dtype, memory_format=torch.channels_last)
-    return functional.conv2d(x, weight, layer.bias.to(x.dtype), padding=layer.padding)
-
-
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 1 x 1 convolution as a matrix product over the pixels, channels last."""
-    pixels = x.permute(0, 2, 3, 1)
-    return functional.linear(pixels, weight.to(x.dtype), bias.to(x.dtype)).permute(0, 3, 1, 2)
-
-
-def _interleave(phases: Tensor, out: Tensor) -> Tensor:
-    """(1, 4 c, h, w), phases row by row, into (1, c, 2 h, 2 w)."""
-    channels = out.shape[1]
-    for a in range(2):
-        for b in range(2):
-            first = (2 * a + b) * channels
-            out[:, :, a::2, b::2] = phases[:, first : first + channels]
-    return out
-
-
-def fused_upsampling(up: nn.ConvTranspose2d, conv: nn.Conv2d) -> FusedUpsampling:
-    """A 2 x 2 stride 2 transposed convolution and a 3 x 3 convolution, as one.
-
-    Computed in float64 on the CPU, once per checkpoint; returned in float32.
-    """
-    up_weight, up_bias, weight, bias = (
-        value.detach().cpu().double()
-        for value in (up.weight, up.bias, conv.weight, conv.bias)
-        if value is not None
-    )
-    by_tap = torch.einsum("omyx,m->yxo", weight, up_bias)
-    whole = by_tap.sum(dim=(0, 1)) + bias
-    return FusedUpsampling(_phase_kernels(up_weight, weight).float(), whole.float(), by_tap.float())
-
-
-def _upsample_and_convolve(x: Tensor, fused: FusedUpsampling, out: Tensor) -> Tensor:
-    """(1, inputs, h, w) to (1, outputs, 2 h, 2 w), written into ``out``."""
-    _, _, height, width = x.shape
-    outputs = len(fused.bias)
-    # Position p of the padded grid holds what the tokens p - 1 and p contribute; phase 0
-    # of token i is at p = i, phase 1 at p = i + 1.
-    phases = functional.conv2d(x, fused.kernels, fused.bias.repeat(4), padding=1)
-    for a in range(2):
-        for b in range(2):
-            first = (2 * a + b) * outputs
-            out[:, :, a::2, b::2] = phases[
-                :, first : first + outputs, a : a + height, b : b + width
-            ]
-    _remove_bias_beyond_border(out, fused.by_tap)
-    return out
-
-
-def _phase_kernels(up: Tensor, conv: Tensor) -> Tensor:
-    """2 x 2 kernels of the four phases, (4 outputs, inputs, 2, 2).
-
-    A pixel of the doubled grid in phase ``a`` sees, under tap ``t`` of the 3 x 3 kernel,
-    the doubled row ``2 i + a + t - 1``: row ``(a + t - 1) // 2`` relative to its token,
-    in that token's phase ``(a + t - 1) % 2``.
-    """
-    inputs, outputs = up.shape[0], conv.shape[0]
-    kernels = torch.zeros((2, 2, outputs, inputs, 2, 2), dtype=up.dtype, device=up.device)
-    for a in range(2):
-        for b in range(2):
-            for t in range(3):
-                for s in range(3):
-                    row, column = (a + t - 1) // 2 - a + 1, (b + s - 1) // 2 - b + 1
-                    kernel = conv[:, :, t, s] @ up[:, :, (a + t - 1) % 2, (b + s - 1) % 2].t()
-                    kernels[a, b, :, :, row, column] += kernel
-    return kernels.reshape(4 * outputs, inputs, 2, 2)
-
-
-def _remove_bias_beyond_border(out: Tensor, by_tap: Tensor) -> None:
-    """Outside the image the upsampled map is zero, not its bias: subtract what was added.
-
-    ``by_tap`` is (3, 3, channels): the bias as each tap of the 3 x 3 kernel passes it on.
-    """
-    rows, columns = by_tap.sum(dim=1), by_tap.sum(dim=0)
-    for at, tap in ((0, 0), (-1, 2)):
-        out[0, :, at, :] -= rows[tap][:, None]
-        out[0, :, :, at] -= columns[tap][:, None]
-        for corner, other in ((0, 0), (-1, 2)):
-            out[0, :, at, corner] += by_tap[tap, other]
+    mean, variance = moments_of(x).result()
+    weight = conv.weight.float()[:, skipped:] * _inverse_deviation(variance)
+    moments = Moments()
+    finished: list[tuple[int, int, Tensor]] = []
+    for first, end, values in others:
+        window = (first, 0, end, x.shape[3])
+        for a, b, own in convolve(x, weight, conv.bias, mean, window):
+            values[:, :, a:b] += own
+        _gather(moments, values.relu_())
+        for start, stop, done in finished:
+            x[:, :, start:stop] = done
+        finished = [(first, end, values)]
+    for start, stop, done in finished:
+        x[:, :, start:stop] = done
+    return x, moments
