@@ -46,7 +46,7 @@ class ProjectWork {
             String path = context.projectPath
             if (context.ui.saveOpen(context.project)) {
                 Map job = work(context, CORRECTIONS, [kind: 'collect', project: path])
-                context.ui.tell(CORRECTIONS, said(job.result))
+                context.ui.tell(CORRECTIONS, corrections(job.result as List<Map>))
             }
         }
     }
@@ -87,7 +87,7 @@ class ProjectWork {
             } else if (context.ui.confirm(UNDO,
                     "Run ${run} was over the project. Undo it in all of its images?\n\n${WARNING}")) {
                 onFiles(context, UNDO, [kind: 'rollback', project: context.projectPath, run: run]) {
-                    Map job -> said(job.result)
+                    Map job -> undone(job.result as List<Map>)
                 }
             }
         }
@@ -141,6 +141,25 @@ class ProjectWork {
         List<Map> failed = entries.findAll { Map one -> one.state == 'failed' }
         "${nuclei} nuclei in ${entries.size() - failed.size()} images" +
             (failed ? '; failed: ' + failed.collect { Map one -> "${one.name} (${one.message})" }.join('; ') : '')
+    }
+
+    private static String corrections(List<Map> images) {
+        Map<String, Integer> counts = [:]
+        images.each { Map image ->
+            image.counts?.each { String kind, Number count -> counts[kind] = (counts[kind] ?: 0) + count.intValue() }
+        }
+        "${images.size()} images compared with their runs: " + (counts ?
+            counts.collect { String kind, Number count -> "${count} ${kind}" }.join(', ') : 'nothing to compare')
+    }
+
+    private static String undone(List<Map> images) {
+        int removed = images.sum(0) { Map image -> image.removed ?: 0 } as int
+        int kept = images.sum(0) { Map image -> image.kept ?: 0 } as int
+        List<Map> failed = images.findAll { Map image -> image.action == 'failed' }
+        "${images.count { Map image -> image.action == 'restored' }} images are as before" +
+            (removed ? "; ${removed} nuclei taken out of images that had changed since" : '') +
+            (kept ? "; ${kept} edited ones kept" : '') +
+            (failed ? '; failed: ' + failed.collect { Map image -> "${image.name} (${image.message})" }.join('; ') : '')
     }
 
     /** A small result in words: numbers and texts by their names. */
