@@ -19,14 +19,20 @@ from pathosam_qupath import cli_corrections, cli_models, cli_server
 from pathosam_qupath.cli_options import (
     Backend,
     BackendOption,
+    CheckpointOption,
+    DecoderOption,
     DeviceOption,
+    ExactOption,
     ExportFormat,
     ImagesOption,
     JsonOption,
+    Mode,
     ModelOption,
+    ModeOption,
     MppOption,
     PathMapOption,
     ProjectArgument,
+    SemanticOption,
 )
 from pathosam_qupath.errors import PathosamError, UsageError
 
@@ -109,6 +115,11 @@ def segment(
         bool, typer.Option("--whole-image", help="The whole image instead of annotations.")
     ] = False,
     model: ModelOption = "bundled",
+    checkpoint: CheckpointOption = None,
+    decoder: DecoderOption = None,
+    semantic: SemanticOption = None,
+    exact: ExactOption = False,
+    mode: ModeOption = Mode.ais,
     device: DeviceOption = "auto",
     mpp: MppOption = None,
     classes: Annotated[
@@ -131,6 +142,15 @@ def segment(
         bool,
         typer.Option("--replace-edited", help="Replace edited nuclei of earlier runs too."),
     ] = False,
+    tissue: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|off|GEOJSON",
+            help="Leave glass out: `auto` looks for tissue in whole images (a picture in the "
+            "run's folder shows what it found); a GeoJSON file, or a folder with one per image, "
+            "says where it is.",
+        ),
+    ] = "auto",
     resume: Annotated[
         str,
         typer.Option(
@@ -156,8 +176,10 @@ def segment(
     goes on from there, and does so after a crash too.
     """
     from pathosam_qupath.batch import run
-    from pathosam_qupath.console import run_progress, show, tell_stopping
+    from pathosam_qupath.console import run_progress, show, tell_plan, tell_stopping
+    from pathosam_qupath.estimates import calibrated_rate, earlier_rate, estimate
     from pathosam_qupath.interruption import stop_on_interrupt
+    from pathosam_qupath.model.prompts import promptable
     from pathosam_qupath.run_plan import RunOptions, plan_run
     from pathosam_qupath.segmentation.classes import read_class_map
     from pathosam_qupath.tables import plans_table, run_table
@@ -166,22 +188,39 @@ def segment(
         raise UsageError(
             "--keep --replace-edited", "one keeps and the other replaces", "Leave one of them out."
         )
+    if checkpoint is not None and model != "bundled":
+        raise UsageError("--model --checkpoint", "both name a model", "Leave one of them out.")
     options = RunOptions(
         images=tuple(images),
         annotations=tuple(annotations),
         whole_image=whole_image,
         mpp=mpp,
+        mode=mode.value,
         policy="keep" if keep else "replace",
         replace_edited=replace_edited,
+        tissue=tissue,
     )
     with open_as_told(project, backend, path_map) as opened:
         plans = plan_run(opened, options)
+        rate = earlier_rate(opened.path.parent, model, None if device == "auto" else device)
         if dry_run:
-            show(plans, plans_table, as_json)
+            if rate is None and model == "bundled" and checkpoint is None:
+                rate = calibrated_rate(load_as_told(model, device))
+            show(estimate(plans, rate), plans_table, as_json)
             raise typer.Exit(exit_code(plan.error for plan in plans))
-        loaded = load_as_told(model, device)
+        loaded = load_as_told(
+            model if checkpoint is None else checkpoint.resolve(),
+            device,
+            decoder=decoder,
+            semantic=semantic,
+            exact=exact,
+        )
+        if mode is Mode.apg:
+            promptable(loaded)
         if classes is not None:
             options = replace(options, class_map=read_class_map(classes, loaded.info.classes))
+        rate = earlier_rate(opened.path.parent, loaded.info.name, loaded.device)
+        tell_plan(estimate(plans, rate or calibrated_rate(loaded)), opened.path.parent)
         with run_progress() as report, stop_on_interrupt(tell_stopping) as stop:
             record = run(
                 opened,
@@ -379,13 +418,22 @@ def open_as_told(project: Path, backend: Backend, path_map: Sequence[str]) -> Pr
     return open_project(project, backend.value, path_map=PathMap.parse(path_map))
 
 
-def load_as_told(model: str, device: str) -> NucleusModel:
-    """Load the model that an option names; shows progress where it is downloaded."""
+def load_as_told(
+    model: str | Path,
+    device: str,
+    *,
+    decoder: Path | None = None,
+    semantic: Path | None = None,
+    exact: bool = False,
+) -> NucleusModel:
+    """Load the model that options name; shows progress where it is downloaded."""
     from pathosam_qupath.console import download_progress
     from pathosam_qupath.model import load_model
 
     with download_progress() as progress:
-        return load_model(model, device, progress=progress)
+        return load_model(
+            model, device, decoder=decoder, semantic=semantic, exact=exact, progress=progress
+        )
 
 
 def _fail(error: PathosamError, *, as_json: bool) -> NoReturn:
