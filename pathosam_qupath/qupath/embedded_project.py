@@ -9,7 +9,7 @@ QuPath saved it in between.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -70,6 +70,11 @@ class EntryData(Protocol):
         self, frame: gpd.GeoDataFrame, class_colors: Mapping[str, Color] | None = None
     ) -> None:
         """Append detections to their parents' children."""
+
+    def add_annotations(
+        self, annotations: Sequence[PathObject], class_colors: Mapping[str, Color] | None = None
+    ) -> None:
+        """Append annotations to their parents' children."""
 
     def write(self, file: BinaryIO) -> None:
         """Write to an open file on disk."""
@@ -197,7 +202,10 @@ class EmbeddedEntry:
         self._project._loaded = None  # until written, memory and file differ
         data.remove(change.remove)
         if change.add is not None and len(change.add):
-            data.add_detections(change.add, self._colors(change.add))
+            data.add_detections(change.add, self._colors(change.add.get("classification", ())))
+        if change.annotations:
+            classes = [annotation.classification for annotation in change.annotations]
+            data.add_annotations(change.annotations, self._colors(classes))
         self.data_path.parent.mkdir(parents=True, exist_ok=True)
         backup = self._damaged_path() if snapshot.from_backup else self._sibling(BACKUP)
         new = replace_file(self.data_path, data.write, expected=snapshot.main, backup=backup)
@@ -269,11 +277,11 @@ class EmbeddedEntry:
             properties={"PROJECT_ENTRY_ID": f"{self._project.path}::{self.id}"},
         )
 
-    def _colors(self, frame: gpd.GeoDataFrame) -> dict[str, Color]:
-        """Return a colour for every class of a frame: the project's, else QuPath's."""
+    def _colors(self, names: Iterable[object]) -> dict[str, Color]:
+        """Return a colour for every class that is named: the project's, else QuPath's."""
         listed = self._project.classes
-        names = frame["classification"].dropna().unique() if "classification" in frame else ()
-        return {name: listed.get(normal_name(name), default_color(name)) for name in names}
+        known = {name for name in names if isinstance(name, str)}
+        return {name: listed.get(normal_name(name), default_color(name)) for name in known}
 
     def _sibling(self, name: str) -> Path:
         return self.data_path.with_name(name)

@@ -11,13 +11,14 @@ colour, that of the project's list or else the one that was read first.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 from uuid import UUID
 
 import numpy as np
+import pandas as pd
 from jpype import JArray, JByte, JClass, JException, JInt
 from numpy.typing import NDArray
 
@@ -26,7 +27,7 @@ from pathosam_qupath.qupath import java_columns as columns
 from pathosam_qupath.qupath.java_columns import Java
 from pathosam_qupath.qupath.jvm import MEMORY_VARIABLE
 from pathosam_qupath.qupath.objects import PathObject
-from pathosam_qupath.qupath.paquo_detections import Color, make_detections
+from pathosam_qupath.qupath.paquo_detections import Color, make_annotation, make_detections
 from pathosam_qupath.qupath.paquo_objects import (
     OBJECT,
     detections_frame,
@@ -178,6 +179,24 @@ class PaquoData:
                 parent.addChildObjects(new.subList(start, end))
                 start = end
 
+    def add_annotations(
+        self, annotations: Sequence[PathObject], class_colors: Mapping[str, Color] | None = None
+    ) -> None:
+        """Append annotations to their parents' children, in their order.
+
+        Measurements are not written. Rectangles and ellipses are written as such.
+
+        Raises
+        ------
+        ProjectError : a parent is not in the hierarchy.
+        """
+        with _java_errors(self._subject, "QuPath cannot add the annotations"):
+            for annotation in annotations:
+                new = make_annotation(annotation, class_colors or {})
+                parent = None if annotation.parent is None else str(annotation.parent)
+                [under], _ = self._parents(pd.DataFrame({"parent": [parent]}))
+                under.addChildObject(new)
+
     def _flattened(self) -> Java:
         tools = JClass("qupath.lib.objects.PathObjectTools")
         return tools.getFlattenedObjectList(self._root, None, False)
@@ -187,7 +206,7 @@ class PaquoData:
         chosen = columns.flags(objects, path_object_method(question, "boolean"))
         return columns.take(objects, np.flatnonzero(chosen))
 
-    def _parents(self, frame: gpd.GeoDataFrame) -> tuple[list[Java], NDArray[np.int64]]:
+    def _parents(self, frame: pd.DataFrame) -> tuple[list[Java], NDArray[np.int64]]:
         """Return the distinct parents, and which of them each row has."""
         places: dict[str | None, int] = {}
         texts = frame["parent"] if "parent" in frame else [None] * len(frame)

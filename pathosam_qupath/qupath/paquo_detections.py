@@ -1,4 +1,4 @@
-"""New QuPath detections from a frame, made inside Java column by column."""
+"""New QuPath objects: detections from a frame, column by column inside Java; annotations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jpype import JClass
 from pathosam_qupath.qupath import java_columns as columns
 from pathosam_qupath.qupath.classes import default_color, normal_name, pack_rgb
 from pathosam_qupath.qupath.java_columns import Java, Rows
-from pathosam_qupath.qupath.objects import FRAME_COLUMNS, RUN_KEY
+from pathosam_qupath.qupath.objects import FRAME_COLUMNS, RUN_KEY, PathObject
 from pathosam_qupath.qupath.paquo_objects import CLASS, MEASUREMENTS, OBJECT, path_object_method
 from pathosam_qupath.qupath.paquo_rois import ROI, make_rois
 
@@ -74,6 +74,39 @@ def make_detections(frame: gpd.GeoDataFrame, colors: Mapping[str, Color]) -> Jav
         for at in np.flatnonzero(np.asarray(frame["locked"], dtype=bool)):
             new.get(int(at)).setLocked(True)
     return new
+
+
+def make_annotation(annotation: PathObject, colors: Mapping[str, Color]) -> Java:
+    """Return a Java annotation that is in no hierarchy yet.
+
+    Parameters
+    ----------
+    colors : of its class, where QuPath does not know that yet.
+    """
+    label = annotation.classification
+    new = JClass("qupath.lib.objects.PathObjects").createAnnotationObject(
+        _annotation_roi(annotation), None if label is None else path_class(label, colors)
+    )
+    new.setID(JClass("java.util.UUID").fromString(str(annotation.id)))
+    if annotation.color is not None:
+        new.setColor(JClass("java.lang.Integer")(pack_rgb(annotation.color)))
+    if annotation.name is not None:
+        new.setName(annotation.name)
+    new.setLocked(annotation.locked)
+    for key, value in annotation.metadata.items():
+        values = Rows(JClass("java.util.ArrayList")([value]))
+        _put_metadata(1, Rows(JClass("java.util.ArrayList")([new])), key, values)
+    return new
+
+
+def _annotation_roi(annotation: PathObject) -> Java:
+    if annotation.roi in ("Rectangle", "Ellipse"):
+        left, top, right, bottom = annotation.geometry.bounds
+        rois = JClass("qupath.lib.roi.ROIs")
+        plane = JClass("qupath.lib.regions.ImagePlane").getDefaultPlane()
+        create = getattr(rois, f"create{annotation.roi}ROI")
+        return create(left, top, right - left, bottom - top, plane)
+    return make_rois(np.array([annotation.geometry], dtype=object)).get(0)
 
 
 def path_class(name: str, colors: Mapping[str, Color]) -> Java:

@@ -56,10 +56,12 @@ class HierarchyChange:
     remove : ids of objects to remove; children of a removed object move to its parent.
     add : detections (columns: ``FRAME_COLUMNS``; ``parent`` an annotation's id as text,
         or None for the root; every further float column is a measurement).
+    annotations : annotations to add, in their order; measurements are not written.
     """
 
     remove: frozenset[UUID] = frozenset()
     add: gpd.GeoDataFrame | None = None
+    annotations: tuple[PathObject, ...] = ()
 
 
 class Entry(Protocol):

@@ -8,7 +8,7 @@ everything else, known or not, is written as it was read.
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -208,6 +208,14 @@ class QpData:
         """
         nodes = Nodes(walk_nodes(self._nodes))
         self._hierarchy.append(build_detections(frame, class_colors or {}, nodes))
+
+    def add_annotations(
+        self, annotations: Sequence[PathObject], class_colors: Mapping[str, Color] | None = None
+    ) -> None:
+        """Append annotations, see :func:`~.qpdata_annotations.add_annotations`."""
+        from pathosam_qupath.qupath.qpdata_annotations import add_annotations
+
+        add_annotations(self, annotations, class_colors)
 
     def _object(self, place: Place, kinds: Collection[str] = ()) -> PathObject | None:
         if not isinstance(place.node, JavaObject) or place.parts is None or place.id is None:

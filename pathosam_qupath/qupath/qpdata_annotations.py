@@ -1,7 +1,7 @@
-"""Put annotations into a ``data.qpdata`` file, for projects that are made by a program.
+"""Put annotations into a ``data.qpdata`` file.
 
-Segmentation only ever adds detections; annotations are a pathologist's. This is for
-projects that are built from scratch, such as the example project.
+Segmentation only ever adds detections; annotations are a pathologist's. This is for regions
+that are suggested for review, and for projects that are built from scratch.
 """
 
 from __future__ import annotations
