@@ -7,8 +7,9 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathosam_qupath.batch import Report, RunProgress
     from pathosam_qupath.corrections.evaluation import ImageResult
     from pathosam_qupath.corrections.training import TrainingProgress
+    from pathosam_qupath.estimates import Estimate
     from pathosam_qupath.model.registry import Progress as DownloadProgress
 
 _R = TypeVar("_R")
@@ -120,6 +122,23 @@ def run_progress() -> Iterator[Report]:
 
     with bar:
         yield report
+
+
+def tell_plan(estimates: Sequence[Estimate], folder: Path) -> None:
+    """Say what a run will take, and whether the disk may be too small; on stderr."""
+    from pathosam_qupath.disk_space import free_bytes, size_text
+    from pathosam_qupath.tables import plan_text
+
+    console = err()
+    console.print(plan_text(estimates), markup=False)
+    free = free_bytes(folder)
+    if free < sum(e.disk for e in estimates):
+        console.print(
+            f"The disk has {size_text(free)} left, which may not be enough; an image that does "
+            "not fit will fail, and --retry-failed treats it again.",
+            style="yellow",
+            markup=False,
+        )
 
 
 def tell_stopping() -> None:

@@ -9,14 +9,17 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pathosam_qupath.console import duration_text
+from pathosam_qupath.disk_space import size_text
+
 if TYPE_CHECKING:
     from pathosam_qupath.demo import Demo
     from pathosam_qupath.doctor import Check
+    from pathosam_qupath.estimates import Estimate
     from pathosam_qupath.export import Exported
     from pathosam_qupath.inspect_project import EntryReport
     from pathosam_qupath.model.catalogue import FileCheck, ModelSummary
     from pathosam_qupath.rollback import EntryRollback
-    from pathosam_qupath.run_plan import EntryPlan
     from pathosam_qupath.run_record import RunManifest
 
 STATE_STYLE = {
@@ -80,12 +83,12 @@ def entries_table(reports: Sequence[EntryReport]) -> Group:
     return Group(images, annotations, *problems)
 
 
-def plans_table(plans: Sequence[EntryPlan]) -> Group:
+def plans_table(estimates: Sequence[Estimate]) -> Group:
     """The table of a dry run, and below it why images would be left out."""
-    table = _table("image", "regions", "area", "would be")
+    table = _table("image", "regions", "area", "tiles", "time", "disk", "would be")
     notes = []
-    for plan in plans:
-        regions, verdict, style = "–", "segmented", None
+    for e in estimates:
+        plan, regions, verdict, style = e.plan, "–", "segmented", None
         if plan.error is not None:
             verdict, style = "refused", "red"
             notes.append(
@@ -97,9 +100,31 @@ def plans_table(plans: Sequence[EntryPlan]) -> Group:
         if plan.regions is not None:
             count = len(plan.regions.treated)
             regions = "whole image" if count == 0 else f"{count} annotations"
-        area = "–" if plan.area is None else area_text(plan.area)
-        table.add_row(_text(plan.entry.name), regions, area, _text(verdict, style))
-    return Group(table, *notes)
+            regions += "" if plan.tissue is None else ", its tissue"
+        table.add_row(
+            _text(plan.entry.name),
+            regions,
+            "–" if plan.area is None else area_text(plan.area),
+            "–" if e.tiles is None else f"{e.tiles:,}",
+            "–" if e.seconds is None else duration_text(e.seconds),
+            "–" if not e.disk else size_text(e.disk),
+            _text(verdict, style),
+        )
+    return Group(table, _text(plan_text(estimates)), *notes)
+
+
+def plan_text(estimates: Sequence[Estimate]) -> str:
+    """What a run will take, in one sentence."""
+    treated = [e for e in estimates if e.disk]
+    tiles = sum(e.tiles or 0 for e in treated)
+    seconds = [e.seconds for e in treated if e.seconds is not None]
+    area = area_text(sum(e.plan.area or 0.0 for e in treated))
+    words = [f"{len(treated)} of {len(estimates)} images", area]
+    words += [f"{tiles:,} tiles"] if tiles else []
+    if seconds:
+        words.append(f"about {duration_text(sum(seconds))} (estimated from {treated[0].source})")
+    words.append(f"up to {size_text(sum(e.disk for e in treated))} of disk")
+    return " · ".join(words)
 
 
 def run_table(manifest: RunManifest) -> Group:
