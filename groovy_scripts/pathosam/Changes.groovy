@@ -106,9 +106,7 @@ class Changes {
     private static List<Object> swap(PathROIObject object, List<Object> wanted) {
         Map<String, Double> measured = [:]
         MeasurementList list = object.measurementList
-        for (String name : list.names) {
-            measured.put(name, list.get(name))
-        }
+        object.measurements.each { String name, Number value -> measured.put(name, value.doubleValue()) }
         List<Object> before = [object.ROI, measured]
         object.ROI = (ROI) wanted[0]
         ((Map<String, Double>) wanted[1]).each { String name, Double value -> list.put(name, value) }

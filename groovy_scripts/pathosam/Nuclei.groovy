@@ -103,7 +103,7 @@ class Nuclei {
 
     /** The run that made an object, or null. */
     static String run(PathObject object) {
-        object.detection && object.hasMetadata() ? object.metadata.get(RUN) : null
+        object.detection ? object.metadata.get(RUN) : null
     }
 
     /** Whether a detection carries the fingerprint that a run of these scripts gives. */

@@ -69,7 +69,7 @@ Map seen(PathObject one) {
         parent: one.parent?.ID?.toString(), pathClass: one.pathClass?.toString(), color: one.pathClass?.color,
         locked: one.locked, name: one.name, metadata: one.metadata.findAll { String key, String value ->
             !key.startsWith('_') && key != 'Object ID' },
-        measurements: one.measurementList.names.collectEntries { String key -> [key, one.measurementList.get(key)] }
+        measurements: one.measurements.collectEntries { String key, Number value -> [key, value as double] }
             .findAll { String key, double value -> !Double.isNaN(value) },
         probability: Double.isNaN(one.classProbability) ? null : one.classProbability,
         centre: [one.ROI.centroidX, one.ROI.centroidY], area: one.ROI.getArea()]

@@ -14,7 +14,10 @@ from conftest import IMAGES, TINY, end_server
 
 from pathosam_qupath.qupath.jvm import find_installation
 
-pytestmark = pytest.mark.qupath
+WHOLE_RUN = 1200
+"""Seconds that all scripts may take together; the first test waits for them."""
+
+pytestmark = [pytest.mark.qupath, pytest.mark.timeout(WHOLE_RUN + 60)]
 
 RUN = "PathoSAM run"
 
@@ -25,12 +28,13 @@ def met(groovy, executable, tmp_path_factory):
     found = find_installation()
     if found is None:
         pytest.skip("no QuPath found; install QuPath 0.5 or newer and set PAQUO_QUPATH_DIR")
-    own = found.java.parents[2] / "bin" / "java"
-    program = str(own) if own.exists() else shutil.which("java")
     jars = sorted(Path(found.folder).glob("*.jar"))
-    groovy_jars = (
-        [] if any(jar.name.startswith("groovy-") for jar in jars) else [groovy_tools.groovy_jar()]
-    )
+    program, groovy_jars = groovy_tools.java_program(), []
+    own = found.java.parents[2] / "bin" / "java"
+    if any(jar.name.startswith("groovy-") for jar in jars):
+        program = own if own.exists() else program
+    else:
+        groovy_jars = [groovy_tools.groovy_jar()]
     folder = tmp_path_factory.mktemp("stubs")
     image = shutil.copy(IMAGES / "ihc.png", folder)
     try:
@@ -43,7 +47,8 @@ def met(groovy, executable, tmp_path_factory):
             executable,
             TINY,
             class_path=[*groovy_jars, *jars, groovy_tools.SCRIPTS],
-            program=program,
+            program=str(program),
+            timeout=WHOLE_RUN,
             options=[f"-Djava.util.prefs.userRoot={folder}", "-Djava.awt.headless=true"],
         )
     finally:
