@@ -27,17 +27,17 @@ SCORES_BYTES = 4 << 20
 
 
 def encode(encoder: nn.Module, pixels: Tensor) -> Tensor:
-    """Embedding of one prepared tile.
+    """Embeddings of prepared tiles.
 
     Parameters
     ----------
     encoder : a ``segment_anything`` image encoder whose linear layers and convolutions
         are float32 or of one lower precision (see :func:`lower_precision`).
-    pixels : (1, 3, side, side) float32, normalised.
+    pixels : (n, 3, side, side) float32, normalised.
 
     Returns
     -------
-    (1, channels, side / 16, side / 16) float32.
+    (n, channels, side / 16, side / 16) float32.
     """
     vit: Any = encoder
     dtype = vit.patch_embed.proj.weight.dtype
@@ -64,7 +64,7 @@ def lower_precision(encoder: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _block(block: Any, x: Tensor, dtype: torch.dtype) -> Tensor:  # noqa: ANN401
-    """One transformer block, (1, height, width, channels) float32 to the same."""
+    """One transformer block, (n, height, width, channels) float32 to the same."""
     inner = _attention(block.attn, block.norm1(x).to(dtype), block.window_size)
     x = x + inner.float()
     del inner
@@ -91,7 +91,7 @@ def _linear(layer: Any, x: Tensor, *, gelu: bool = False) -> Tensor:  # noqa: AN
 
 
 def _attention(attn: Any, x: Tensor, window: int) -> Tensor:  # noqa: ANN401
-    """(1, height, width, channels) to the same, across the whole or inside windows.
+    """(n, height, width, channels) to the same, across the whole or inside windows.
 
     The padding of the last windows takes part as keys. It is zero before the layer that
     makes queries, keys and values, hence that layer's bias behind it, and not computed.
@@ -120,17 +120,17 @@ def _attention(attn: Any, x: Tensor, window: int) -> Tensor:  # noqa: ANN401
 
 
 def _windows(x: Tensor, window: int, padding: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """(1, h, w, c) to (windows, window, window, c), and the number of windows each way.
+    """(n, h, w, c) to (windows, window, window, c), and the number of windows each way.
 
     ``padding`` (c,) fills the windows that hang over the border.
     """
-    _, height, width, channels = x.shape
+    n, height, width, channels = x.shape
     rows, columns = -(-height // window), -(-width // window)
-    whole = x.new_empty((rows * window, columns * window, channels))
-    whole[:height, :width] = x[0]
-    whole[height:] = padding
-    whole[:height, width:] = padding
-    parts = whole.view(rows, window, columns, window, channels).transpose(1, 2)
+    whole = x.new_empty((n, rows * window, columns * window, channels))
+    whole[:, :height, :width] = x
+    whole[:, height:] = padding
+    whole[:, :height, width:] = padding
+    parts = whole.view(n, rows, window, columns, window, channels).transpose(2, 3)
     return parts.reshape(-1, window, window, channels), (rows, columns)
 
 
@@ -139,8 +139,8 @@ def _without_windows(
 ) -> Tensor:
     """The inverse of :func:`_windows`."""
     rows, columns = grid
-    x = x.view(rows, columns, window, window, -1).transpose(1, 2)
-    x = x.reshape(1, rows * window, columns * window, -1)
+    x = x.view(-1, rows, columns, window, window, x.shape[-1]).transpose(2, 3)
+    x = x.reshape(-1, rows * window, columns * window, x.shape[-1])
     return x[:, : size[0], : size[1]]
 
 

@@ -18,8 +18,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pathosam_qupath.errors import ModelError, UsageError
+from pathosam_qupath.model.batching import BatchSize, prepared_ahead, upload
 from pathosam_qupath.model.checkpoints import Checkpoint, read_checkpoint
 from pathosam_qupath.model.convolutions import Window
 from pathosam_qupath.model.interface import ModelInfo
@@ -57,8 +58,11 @@ HALO = 64
 NO_FOREGROUND = 0.05
 """A tile whose foreground nowhere exceeds this holds no nucleus at any useful threshold."""
 
-WORKING_BYTES = 2_500_000_000
+WORKING_BYTES = 1_200_000_000
 """Memory that one tile takes on its way through the networks in float32 (measured)."""
+
+LARGEST_BATCH = 8
+"""Tiles that a GPU encodes at a time, if its memory allows; more gain nothing."""
 
 
 def load_pathosam(
@@ -73,6 +77,7 @@ def load_pathosam(
     offline: bool | None = None,
     progress: Progress | None = None,
     config: SamConfig | None = None,
+    compile: bool = False,
 ) -> PathosamModel:
     """Load PathoSAM, downloading what is missing, or any SAM with a UNETR decoder.
 
@@ -89,6 +94,8 @@ def load_pathosam(
     offline : True never downloads; None asks the environment.
     progress : called while files arrive.
     config : SAM's architecture, where weights do not tell it.
+    compile : let ``torch.compile`` make kernels for the encoder; the first tile then takes
+        minutes, and a CPU needs a C++ compiler and gains nothing.
 
     Raises
     ------
@@ -136,6 +143,7 @@ def load_pathosam(
         device=chosen,
         exact=exact,
         bn=bn,
+        compile=compile,
     )
 
 
@@ -214,8 +222,9 @@ def _semantic_decoder(path: Path, config: SamConfig) -> UnetrDecoder:
 class PathosamModel:
     """A :class:`~pathosam_qupath.model.interface.NucleusModel` made of SAM and UNETR decoders.
 
-    Every tile goes through the networks alone, so its maps never depend on a batch.
-    Thread-safe; on a CPU no more tiles are in work than the free memory has room for.
+    No normalisation mixes tiles, so a tile's maps do not depend on its batch. On a CPU tiles
+    go through the networks one by one, and never more at a time than free memory has room
+    for; a GPU encodes batches, as large as its memory allows. Thread-safe.
 
     Parameters
     ----------
@@ -236,6 +245,7 @@ class PathosamModel:
         bn: Normalization = "tile",
         tile: int = TILE,
         halo: int = HALO,
+        compile: bool = False,
     ) -> None:
         self.device = device
         self.exact = exact
@@ -244,6 +254,8 @@ class PathosamModel:
         self.sam = sam.to(device)
         if self.dtype != torch.float32:
             self.sam.lower_precision(self.dtype)
+        if compile:
+            self.sam.compile_encoder()
         self._instances, self._classes = instances, classes
         for decoder in (instances, classes):
             if decoder is not None:
@@ -259,6 +271,7 @@ class PathosamModel:
             precision=str(self.dtype).removeprefix("torch."),
         )
         self._winners: WeakKeyDictionary[Embedding, NDArray[np.uint8]] = WeakKeyDictionary()
+        self._batch = BatchSize(_batch_size(device), name)
         self._room = threading.BoundedSemaphore(_tiles_at_a_time(device, sam.config.side))
 
     def predict(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -286,14 +299,11 @@ class PathosamModel:
                 f"of shape {tiles.shape}",
                 "Cut tiles of the size that the model's info names.",
             )
-        maps = np.empty((len(tiles), 3 + len(self.info.classes), side, side), np.float32)
-        with ThreadPoolExecutor(1, "prepare") as ahead:
-            upcoming = None
-            for i, tile in enumerate(tiles):
-                prepared = upcoming.result() if upcoming else self._prepare(tile)
-                upcoming = ahead.submit(self._prepare, tiles[i + 1]) if i + 1 < len(tiles) else None
-                maps[i] = self._tile_maps(prepared, self.info.halo)
-        return maps
+        prepared = prepared_ahead(list(tiles), self.sam.config.side, 2 * self._batch.size)
+        maps: list[NDArray[np.float32]] = []
+        while part := list(islice(prepared, self._batch.size)):
+            maps += self._batch.run(part, lambda few: self._maps_of(few, self.info.halo))
+        return np.stack(maps) if maps else self._background(0, side, side)
 
     def tile_maps(self, tile: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps (3 + classes, height, width) of a whole tile of any size.
@@ -301,7 +311,7 @@ class PathosamModel:
         As in the reference a tile of another size than ``info.tile`` is seen at another
         magnification: its longer side becomes SAM's input side.
         """
-        return self._tile_maps(self._prepare(tile), halo=0)
+        return self._maps_of([self._prepare(tile)], halo=0)[0]
 
     def semantic_maps(self, tile: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The semantic decoder's own maps: (6, height, width), background first.
@@ -382,23 +392,31 @@ class PathosamModel:
             )
         return decoder
 
-    def _tile_maps(self, prepared: PreparedTile, halo: int) -> NDArray[np.float32]:
-        """(3 + classes, height, width); background where the halo is."""
-        instances = self._required(self._instances, "instance decoder")
-        height, width = prepared.original_size
-        maps = np.zeros((3 + len(self.info.classes), height, width), np.float32)
-        maps[1:3] = 1
-        maps[3:] = 1 / max(1, len(self.info.classes))
-        inside = (slice(halo, height - halo), slice(halo, width - halo))
-        with self._working():
-            embedding = self.sam.embed(prepared)
-            found = self._decode(instances, embedding, halo)[:3]
-            maps[:3, inside[0], inside[1]] = found.cpu().numpy()
-            if self._classes is not None and bool(found[0].max() > NO_FOREGROUND):
-                semantic = self._decode(self._classes, embedding, halo)
-                votes = class_votes(semantic)
-                maps[3:, inside[0], inside[1]] = votes.cpu().numpy()
+    def _background(self, n: int, height: int, width: int) -> NDArray[np.float32]:
+        """(n, 3 + classes, height, width) where nothing has been found."""
+        maps = np.zeros((n, 3 + len(self.info.classes), height, width), np.float32)
+        maps[:, 1:3] = 1
+        maps[:, 3:] = 1 / max(1, len(self.info.classes))
         return maps
+
+    def _maps_of(self, tiles: Sequence[PreparedTile], halo: int) -> list[NDArray[np.float32]]:
+        """(3 + classes, height, width) of each tile; background where the halo is."""
+        instances = self._required(self._instances, "instance decoder")
+        results = []
+        with self._working():
+            features = self.sam.encode(upload(tiles, self.sam.config.side, self.device))
+            for i, tile in enumerate(tiles):
+                height, width = tile.original_size
+                maps = self._background(1, height, width)[0]
+                inner = maps[:, halo : height - halo, halo : width - halo]
+                embedding = Embedding(features[i : i + 1], tile.original_size, tile.input_size)
+                found = self._decode(instances, embedding, halo)[:3]
+                inner[:3] = found.cpu().numpy()
+                if self._classes is not None and bool((inner[0] > NO_FOREGROUND).any()):
+                    semantic = self._decode(self._classes, embedding, halo)
+                    inner[3:] = class_votes(semantic).cpu().numpy()
+                results.append(maps)
+        return results
 
     def _decode(self, decoder: UnetrDecoder, embedding: Embedding, halo: int) -> Tensor:
         """Maps of the tile without its halo: (outputs, height, width) float32."""
@@ -445,12 +463,17 @@ def semantic_labels(semantic: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 
 def working_dtype(device: str, exact: bool) -> torch.dtype:
-    """bfloat16 where the device multiplies it fast and exactness is not asked for."""
+    """bfloat16 where the device multiplies it fast and exactness is not asked for.
+
+    An NVIDIA GPU without it gets float16, a processor without it float32.
+    """
     kind = device.partition(":")[0]
     if exact or kind == "mps":
         return torch.float32
-    fast = torch.cuda.is_bf16_supported() if kind == "cuda" else _cpu_has_bfloat16()
-    return torch.bfloat16 if fast else torch.float32
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if fast else torch.float16
+    return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -478,6 +501,14 @@ def _tiles_at_a_time(device: str, side: int) -> int:
         return 1
     needed = WORKING_BYTES * side * side // (1024 * 1024)
     return max(1, min(os.cpu_count() or 1, _free_memory() // max(1, needed)))
+
+
+def _batch_size(device: str) -> int:
+    """Tiles per pass of the encoder: one on a CPU, as many as fit on a GPU."""
+    if not device.startswith("cuda"):
+        return 1
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(max(1, min(LARGEST_BATCH, free // WORKING_BYTES - 1)))
 
 
 def _free_memory() -> int:

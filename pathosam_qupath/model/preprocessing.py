@@ -135,8 +135,14 @@ def resize_longest_side(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8
     return np.asarray(resized)
 
 
-def normalize(prepared: PreparedTile, side: int, device: str = "cpu") -> torch.Tensor:
+def normalize(
+    prepared: PreparedTile, side: int, device: str = "cpu", *, pinned: bool = False
+) -> torch.Tensor:
     """Normalised values on ``device``, zero-padded at the right and the bottom.
+
+    Parameters
+    ----------
+    pinned : copy through memory from which a GPU reads by itself, without waiting.
 
     Returns
     -------
@@ -145,11 +151,13 @@ def normalize(prepared: PreparedTile, side: int, device: str = "cpu") -> torch.T
     import torch
 
     height, width = prepared.input_size
-    pixels = torch.from_numpy(np.require(prepared.pixels, requirements=["C", "W"])).to(device)
-    mean = torch.tensor(PIXEL_MEAN, device=device).view(3, 1, 1)
-    std = torch.tensor(PIXEL_STD, device=device).view(3, 1, 1)
+    pixels = torch.from_numpy(np.require(prepared.pixels, requirements=["C", "W"]))
+    if pinned:
+        pixels = pixels.pin_memory()
+    pixels = pixels.to(device, non_blocking=pinned)
     padded = torch.zeros((1, 3, side, side), device=device)
     inside = padded[0, :, :height, :width]
     inside.copy_(pixels.permute(2, 0, 1))
-    inside.sub_(mean).div_(std)
+    for channel, mean, std in zip(inside, PIXEL_MEAN, PIXEL_STD, strict=True):
+        channel.sub_(mean).div_(std)
     return padded

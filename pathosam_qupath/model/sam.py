@@ -9,7 +9,7 @@ al. 2023).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -167,6 +167,7 @@ class SamModel(nn.Module):
         from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 
         self.config = config
+        self._encode: Callable[[nn.Module, Tensor], Tensor] = encode
         self.image_encoder: nn.Module = _image_encoder(config)
         self.prompt_encoder = PromptEncoder(
             embed_dim=config.channels,
@@ -195,21 +196,25 @@ class SamModel(nn.Module):
         return Embedding(features, prepared.original_size, prepared.input_size)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Embedding of one normalised input.
+        """Embeddings of normalised inputs.
 
         Parameters
         ----------
-        pixels : (1, 3, side, side) float32.
+        pixels : (n, 3, side, side) float32.
 
         Returns
         -------
-        (1, channels, side / 16, side / 16) float32.
+        (n, channels, side / 16, side / 16) float32.
         """
         if self.config.architecture == "vit_t":
             dtype = next(self.image_encoder.parameters()).dtype
             embedding: Tensor = self.image_encoder(pixels.to(dtype))
             return embedding.float()
-        return encode(self.image_encoder, pixels)
+        return self._encode(self.image_encoder, pixels)
+
+    def compile_encoder(self) -> None:
+        """Let ``torch.compile`` make kernels of the encoder when it is first used."""
+        self._encode = torch.compile(encode, dynamic=False)
 
     def lower_precision(self, dtype: torch.dtype) -> None:
         """Let the encoder's products run in ``dtype``; prompts stay float32."""
