@@ -25,6 +25,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 from scipy import ndimage
+from shapely.geometry.base import BaseGeometry
 from skimage.segmentation import find_boundaries
 
 from pathosam_qupath.model.interface import Postprocessing
@@ -260,6 +261,7 @@ def prompted_objects(
     parameters: Postprocessing,
     *,
     scale: tuple[float, float],
+    region: BaseGeometry | None = None,
     tolerance: float = TOLERANCE,
 ) -> Objects:
     """The objects of a block whose clicks lie in it.
@@ -271,6 +273,8 @@ def prompted_objects(
     maps_of : maps of a box within the slide, (3 + classes, height, width).
     masks_of : masks of clicks (n, 2), both in scaled pixels of the slide.
     scale : slide pixels per scaled pixel.
+    region : polygons in slide pixels; farther from them than ``REACH`` no click is answered,
+        so what is found out there is incomplete. None: all are.
     tolerance : of the polygons, in scaled pixels.
     """
     window = inner.grown(MARGIN).clipped(slide)
@@ -285,6 +289,9 @@ def prompted_objects(
     clicks = seed_clicks(maps, parameters, open_sides=open_sides) + origin
     near = inner.grown(REACH)
     clicks = clicks[near.holds(clicks[:, 0], clicks[:, 1])]
+    if region is not None:
+        places = shapely.points((clicks + 0.5) * np.array(scale))
+        clicks = clicks[shapely.dwithin(region, places, REACH * max(scale))]
     min_size = parameters.min_size or MIN_SIZE
     kept = distinct([mask for mask in masks_of(clicks) if mask.area > min_size])
     labels, owners = pieces(kept, window, min_size)

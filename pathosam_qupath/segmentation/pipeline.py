@@ -191,6 +191,7 @@ def segment_blocks(
                     partial(seeds.masks, embedding_of=embedding_of),
                     parameters,
                     scale=plan.pixels.scale,
+                    region=region,
                     tolerance=options.tolerance,
                 )
             return block_objects(

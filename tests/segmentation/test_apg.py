@@ -100,6 +100,9 @@ def test_blocks_stream_and_regions_hold(slide):
     found = {i for part in parts for i in part["id"]}
     whole = segment(slide, None, network, options=options())
     assert found == set(whole["id"][whole.geometry.centroid.within(region)])
+    asked = sum(map(len, network.asked))
+    segment(slide, [shapely.box(100, 100, 120, 120)], network, options=options())
+    assert sum(map(len, network.asked)) - asked < len(whole) / 2
 
 
 def test_thresholds_and_smallest_area_apply(slide):
