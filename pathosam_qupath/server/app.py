@@ -32,9 +32,10 @@ from pathosam_qupath.server.limits import Limits
 from pathosam_qupath.server.pages import PAGE_HEADERS, docs_page, front_page
 from pathosam_qupath.server.problems import ProblemError
 from pathosam_qupath.server.project_job import project_job
-from pathosam_qupath.server.prompting import Prompts, answers_prompts
+from pathosam_qupath.server.prompt_models import answers_prompts, modes_of
+from pathosam_qupath.server.prompting import Prompts
 from pathosam_qupath.server.results import Results
-from pathosam_qupath.server.segment_job import Bench, modes_of, segment_job
+from pathosam_qupath.server.segment_job import Bench, segment_job
 from pathosam_qupath.server.warm_model import Device, WarmModel
 
 GEOJSON = "application/geo+json"

@@ -193,13 +193,17 @@ class Jobs:
             return sum(job.state == state for job in self._jobs.values())
 
     def position(self, job: Job) -> int:
-        """How many jobs of its lane come before it at most."""
+        """How many jobs of its lane come before it, as things are."""
         with self._turn:
             if job.state != "queued":
                 return 0
             queues = self._queues[job.lane]
             own = queues[job.about].index(job)
-            others = sum(min(len(q), own + 1) for about, q in queues.items() if about != job.about)
+            order = list(queues)
+            at = order.index(job.about)
+            others = sum(
+                min(len(queues[a]), own + (i < at)) for i, a in enumerate(order) if i != at
+            )
             running = any(j.lane == job.lane and j.state == "running" for j in self._jobs.values())
             return own + others + running
 
@@ -292,7 +296,7 @@ class Jobs:
         result: Mapping[str, object] | None = None,
     ) -> None:
         with self._turn:
-            job.error, job.result = error, result
+            job.error, job.result = error, job.result if result is None else result
             self._end(job, state)
         self._announce()
         hook, job.ended_hook = job.ended_hook, None

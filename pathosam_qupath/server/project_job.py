@@ -55,74 +55,89 @@ def project_job(request: Request, jobs: Jobs, roots: Roots, warm: WarmModel) -> 
     from pathosam_qupath.qupath.project_file import find_project_file
 
     project = find_project_file(roots.check(request.project))
-    words, files = _command(request, project, warm)
+    commands = _commands(request, project, warm)
     folder = project.parent
-    before = set(run_ids(folder))
-    job = Job(
+    watch = _run_watcher(folder, set(run_ids(folder)))
+    classes = request.classes if isinstance(request, ProjectJob) else None
+    return Job(
         id=new_job_id(),
         kind=request.kind,
         lane="project",
         about=str(project),
         label=folder.name,
-        work=lambda job: _work(job, words, files, jobs, _run_watcher(folder, before)),
+        work=lambda job: _work(job, commands, classes, jobs, watch),
     )
-    return job
 
 
-def _command(
-    request: Request, project: Path, warm: WarmModel
-) -> tuple[list[str], ClassNames | None]:
+def _commands(request: Request, project: Path, warm: WarmModel) -> list[list[str]]:
     """Words after ``pathosam-qupath``; values are joined to their option so none can be one."""
-    at = [f"{project}", "--json"]
+    at = [str(project), "--json"]
     if isinstance(request, RollbackJob):
-        return ["rollback", *at, f"--run={request.run}"], None
+        return [["rollback", *at, f"--run={request.run}"]]
     if isinstance(request, CollectJob):
-        return ["corrections", "collect", *at], None
+        return [["corrections", "collect", *at]]
     model = request.model or warm.name
     if model not in warm.allowed():
         raise ProblemError(
             404, "unknown_model", f"model {model!r}", "no model has this name", "See /v1/models."
         )
-    chosen = [f"--model={model}", f"--device={warm.device_name}"]
+    device = f"--device={warm.device_name}"
     if isinstance(request, FinetuneJob):
-        return ["finetune", *at, *chosen], None
-    words = ["segment", *at, *chosen]
+        data = project.parent / "pathosam" / "training"
+        learn = [f"--data={data}", f"--name={request.name}", f"--base={model}"]
+        return [
+            ["corrections", "export", *at, f"--out={data}", f"--model={model}"],
+            ["finetune", "--json", *learn, f"--what={request.what}", device],
+        ]
+    words = ["segment", *at, f"--model={model}", device]
     words += [f"--images={word}" for word in request.images]
     words += [f"--annotations={word}" for word in request.annotations]
     words += ["--whole-image"] if request.whole_image else []
     words += [f"--mpp={request.mpp}"] if request.mpp is not None else []
     words += ["--keep"] if request.keep else []
     words += ["--replace-edited"] if request.replace_edited else []
-    return words, request.classes
+    return [words]
 
 
 def _work(
     job: Job,
-    words: list[str],
+    commands: list[list[str]],
     classes: ClassNames | None,
     jobs: Jobs,
     watch: Callable[[], dict[str, Any]],
 ) -> Mapping[str, object] | None:
-    """Run the command and follow it; in the lane's thread."""
+    """Run commands one after the other; the last one's output is the job's."""
+    result = None
     with tempfile.TemporaryDirectory(prefix="pathosam-") as name:
         folder = Path(name)
-        if classes is not None:
-            (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
-            words = [*words, f"--classes={folder / 'classes.json'}"]
-        with (folder / "stdout").open("wb") as out, (folder / "stderr").open("wb") as err:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pathosam_qupath", *words],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                **_own_group(),
-            )
-            try:
-                _follow(process, job, jobs, watch)
-            finally:
-                _end(process)
-        said = (folder / "stdout").read_text(encoding="utf-8", errors="replace")
-        complaint = (folder / "stderr").read_text(encoding="utf-8", errors="replace")
+        for words in commands:
+            if classes is not None:
+                (folder / "classes.json").write_text(json.dumps(classes), encoding="utf-8")
+                words = [*words, f"--classes={folder / 'classes.json'}"]
+            result = _run(job, words, folder, jobs, watch)
+    return result
+
+
+def _run(
+    job: Job, words: list[str], folder: Path, jobs: Jobs, watch: Callable[[], dict[str, Any]]
+) -> Mapping[str, object] | None:
+    """Run a command and follow it; in the lane's thread."""
+    with (folder / "stdout").open("w+b") as out, (folder / "stderr").open("w+b") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pathosam_qupath", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            **_own_group(),
+        )
+        try:
+            _follow(process, job, jobs, watch)
+        finally:
+            _end(process)
+    said, complaint = (
+        (folder / name).read_text(encoding="utf-8", errors="replace")
+        for name in ("stdout", "stderr")
+    )
     return _outcome(job, process.returncode, said, complaint)
 
 
@@ -179,10 +194,28 @@ def _outcome(job: Job, code: int, said: str, complaint: str) -> Mapping[str, obj
         raise ProblemError(422, "command", subject, cause, remedy)
     if result is not None:
         job.result = {"output": result}
+    if result is not None and job.kind == "finetune":
+        job.note = "The new model is no better than the one that it was made from; not adopted."
+        return job.result
     last = next((line for line in reversed(complaint.splitlines()) if line.strip()), "no message")
     raise ProblemError(
-        500, "command", f"pathosam-qupath, exit code {code}", last[:500], "See `doctor`."
+        422 if result is not None else 500,
+        "command",
+        f"pathosam-qupath {job.kind}, exit code {code}",
+        (_message(result) or last)[:500],
+        "The job's result says more."
+        if result is not None
+        else "Look at `pathosam-qupath doctor`.",
     )
+
+
+def _message(result: object) -> str | None:
+    """The first image's message in a command's output."""
+    entries = result.get("entries") if isinstance(result, dict) else result
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and entry.get("exit_code") and entry.get("message"):
+            return str(entry["message"])
+    return None
 
 
 def _run_watcher(folder: Path, before: set[str]) -> Callable[[], dict[str, Any]]:

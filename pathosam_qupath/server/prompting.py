@@ -6,7 +6,6 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,22 +18,16 @@ from pathosam_qupath.server.geometry import check_vertices, shape_of
 from pathosam_qupath.server.images import Images, OpenImage
 from pathosam_qupath.server.limits import Limits
 from pathosam_qupath.server.problems import ProblemError
+from pathosam_qupath.server.prompt_models import WatchedModel
 from pathosam_qupath.server.schemas import PromptModel, PromptRequest, PromptResponse
 from pathosam_qupath.server.segment_job import class_map_of
 from pathosam_qupath.server.warm_model import Device, WarmModel
 
 if TYPE_CHECKING:
     import geopandas as gpd
-    from numpy.typing import NDArray
 
     from pathosam_qupath.model.interface import NucleusModel
-    from pathosam_qupath.model.prompts import (
-        Arrays,
-        Prompt,
-        PromptableModel,
-        PromptedMask,
-        TileEmbedding,
-    )
+    from pathosam_qupath.model.prompts import Prompt
     from pathosam_qupath.segmentation.prompting import PromptSession
 
 _MODEL_SECONDS = 30.0
@@ -44,38 +37,13 @@ PROMPT_RUN = "prompt"
 later run replaces them, and that they are corrections can be told."""
 
 
-class _CountingModel:
-    """A promptable model that counts how often its encoder works."""
-
-    def __init__(self, model: PromptableModel[TileEmbedding]) -> None:
-        self.info = model.info
-        self.passes = 0
-        self._model = model
-
-    def embed(self, tile: NDArray[np.uint8], /) -> TileEmbedding:
-        self.passes += 1
-        return self._model.embed(tile)
-
-    def embedding_from_arrays(self, arrays: Arrays, /) -> TileEmbedding:
-        return self._model.embedding_from_arrays(arrays)
-
-    def prompt(self, embedding: TileEmbedding, prompts: Sequence[Prompt], /) -> list[PromptedMask]:
-        return self._model.prompt(embedding, prompts)
-
-    def embedded_maps(self, embedding: TileEmbedding, /) -> NDArray[np.float32]:
-        return self._model.embedded_maps(embedding)
-
-    def embedded_classes(self, embedding: TileEmbedding, /) -> NDArray[np.float32] | None:
-        return self._model.embedded_classes(embedding)
-
-
 class Prompts:
     """Sessions of the images that were prompted last."""
 
     def __init__(self, limits: Limits, images: Images, warm: WarmModel, device: Device) -> None:
         self._limits, self._images, self._warm, self._device = limits, images, warm, device
         self._lock = threading.Lock()
-        self._sessions: OrderedDict[tuple[str, str], tuple[_CountingModel, PromptSession]]
+        self._sessions: OrderedDict[tuple[str, str], tuple[WatchedModel, PromptSession]]
         self._sessions = OrderedDict()
         self._model: NucleusModel | None = None
 
@@ -96,10 +64,10 @@ class Prompts:
         with self._images.hold(image), self._device.prompting():
             model = self._warm.get(seconds=_MODEL_SECONDS)
             classes = class_map_of(request.options.classes, model.info)
-            counting, session = self._session(image, model, request)
-            before = counting.passes
+            watched, session = self._session(image, model, request)
+            before = watched.passes
             frame = session.segment(prompts)
-            passes = counting.passes - before
+            passes = watched.passes - before
         colors = class_colors(model.info.classes, model.info.colors, classes)
         return PromptResponse(
             type="FeatureCollection",
@@ -121,7 +89,7 @@ class Prompts:
 
     def _session(
         self, image: OpenImage, model: NucleusModel, request: PromptRequest
-    ) -> tuple[_CountingModel, PromptSession]:
+    ) -> tuple[WatchedModel, PromptSession]:
         from pathosam_qupath.model.prompts import promptable
         from pathosam_qupath.segmentation.prompting import PromptSession
 
@@ -135,28 +103,21 @@ class Prompts:
                 self._sessions.move_to_end(key)
                 return self._sessions[key]
             try:
-                counting = _CountingModel(promptable(model))
+                watched = WatchedModel(promptable(model))
             except ModelError as error:
                 raise ProblemError(
                     409, "no_prompts", error.subject, error.cause, error.remedy
                 ) from error
             session = PromptSession(
                 image.slide,
-                counting,
+                watched,
                 memory=self._limits.embedding_bytes,
                 class_map=class_map_of(classes, model.info),
             )
-            self._sessions[key] = counting, session
+            self._sessions[key] = watched, session
             while len(self._sessions) > self._limits.sessions:
                 self._sessions.popitem(last=False)
-            return counting, session
-
-
-def answers_prompts(model: object) -> bool:
-    """Whether a model can be prompted."""
-    from pathosam_qupath.model.prompts import PromptableModel
-
-    return isinstance(model, PromptableModel)
+            return watched, session
 
 
 def _prompt(number: int, given: PromptModel, image: OpenImage) -> Prompt:

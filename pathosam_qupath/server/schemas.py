@@ -214,14 +214,23 @@ class CollectJob(BaseModel):
 
 
 class FinetuneJob(BaseModel):
-    """``pathosam-qupath finetune``: a model that learns from a project's corrections."""
+    """A model that learns from a project's corrections.
 
-    model_config = _example({"kind": "finetune", "project": "/projects/study"})
+    ``pathosam-qupath corrections export`` into the project's folder, then ``finetune`` on that.
+    """
+
+    model_config = _example(
+        {"kind": "finetune", "project": "/projects/study", "name": "our-stain", "what": "decoder"}
+    )
     kind: Literal["finetune"]
     project: Text
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        default="corrected", description="What the new model is called."
+    )
     model: Name | None = Field(
         default=None, description="To begin with; None: the one that is loaded."
     )
+    what: Literal["class-head", "decoder", "all"] = "class-head"
 
 
 JobRequest = Annotated[

@@ -28,10 +28,11 @@ from pathosam_qupath.server.geometry import annotations_of, named_parents
 from pathosam_qupath.server.images import Images, OpenImage
 from pathosam_qupath.server.jobs import Job, Jobs, new_job_id
 from pathosam_qupath.server.problems import ProblemError, is_disk_full
+from pathosam_qupath.server.prompt_models import modes_of, paced
 from pathosam_qupath.server.recording import JobRecord, begin_record
 from pathosam_qupath.server.results import Results
 from pathosam_qupath.server.schemas import ClassNames, SegmentJob
-from pathosam_qupath.server.warm_model import Device, PacedModel, WarmModel
+from pathosam_qupath.server.warm_model import Device, WarmModel
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -46,6 +47,9 @@ PICTURED = 4_000
 PICTURE_WIDTH = 640
 _PICTURE_SIDE = 400.0
 """µm that a picture shows at most."""
+
+_MARGIN = 1.2
+"""How much larger than what its nuclei cover a picture is."""
 
 _MODEL_SECONDS = 3600.0
 """How long a job waits for its model; a large one may have to be downloaded."""
@@ -174,6 +178,7 @@ def _work(
             job.run = new_live_run_id()
         colors = class_colors(model.info.classes, model.info.colors, classes)
         options = SegmentOptions(
+            mode=request.options.mode,
             postprocessing=_postprocessing(request, model.info.postprocessing),
             class_map=classes,
             seed=f"{job.run}/{image.id}",
@@ -182,7 +187,7 @@ def _work(
         blocks = iter_segment(
             image.slide,
             regions.polygons,
-            PacedModel(model, bench.device, job.cancelled),
+            paced(model, bench.device, job.cancelled),
             options=options,
             progress=partial(_tell, bench.jobs, job),
         )
@@ -239,11 +244,6 @@ def _check_mode(mode: str, model: NucleusModel) -> None:
             f"the model {model.info.name} does not segment so",
             f"Use {' or '.join(modes_of(model))}.",
         )
-
-
-def modes_of(model: NucleusModel) -> tuple[str, ...]:
-    """In which ways a model segments a region."""
-    return ("ais",)
 
 
 def _postprocessing(request: SegmentJob, usual: Postprocessing) -> Postprocessing:
@@ -317,13 +317,25 @@ def _draw(
 
     from pathosam_qupath.picture import busiest, overlay
 
-    side = _PICTURE_SIDE / image.slide.mpp[0]
-    nuclei = pd.concat(frames, ignore_index=True) if frames else None
-    if nuclei is None or image.gone:
+    if not frames or image.gone:
         return
-    box = busiest(nuclei, min(side, image.slide.width, image.slide.height))
+    nuclei = pd.concat(frames, ignore_index=True)
+    side = min(_PICTURE_SIDE / image.slide.mpp[0], image.slide.width, image.slide.height)
+    box = _around(nuclei, side) or busiest(nuclei, side)
     picture = overlay(image.slide, nuclei, box=box, colors=colors, width=PICTURE_WIDTH)
     path = bench.results.picture_path(job.id)
     picture.save(path.with_suffix(".tmp"), format="PNG")
     shutil.move(path.with_suffix(".tmp"), path)
     job.has_picture = True
+
+
+def _around(nuclei: gpd.GeoDataFrame, side: float) -> tuple[float, float, float, float] | None:
+    """A square with all nuclei and some margin, where one smaller than ``side`` holds them."""
+    if len(nuclei) == 0:
+        return None
+    left, top, right, bottom = nuclei.total_bounds.tolist()
+    wanted = _MARGIN * max(right - left, bottom - top)
+    if wanted > side:
+        return None
+    x, y = (left + right - wanted) / 2, (top + bottom - wanted) / 2
+    return x, y, x + wanted, y + wanted

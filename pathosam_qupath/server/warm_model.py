@@ -79,10 +79,19 @@ class PacedModel:
         ------
         CancelledError : instead, once the job is cancelled.
         """
+        self.let_others_pass()
+        return self._model.predict(tiles)
+
+    def let_others_pass(self) -> None:
+        """Wait for prompts, and end a cancelled job.
+
+        Raises
+        ------
+        CancelledError : the job is cancelled.
+        """
         self._turns.let_prompts_pass(self._cancelled)
         if self._cancelled.is_set():
             raise CancelledError
-        return self._model.predict(tiles)
 
 
 class WarmModel:

@@ -15,7 +15,7 @@ IMAGES = Path(__file__).parents[1] / "data" / "fixtures" / "0.6.0" / "images"
 IHC = IMAGES / "ihc.png"
 MPP = 0.6
 REGION = "6a3f0e0e-7a43-4a7f-9a3c-0d3f2f6f9d11"
-_SECONDS = 120
+_SECONDS = 240
 
 
 class Answer:
@@ -60,7 +60,9 @@ class LiveServer:
         until = time.monotonic() + _SECONDS
         while time.monotonic() < until:
             if (self.folder / "server.json").exists():
-                return json.loads((self.folder / "server.json").read_text())
+                state = json.loads((self.folder / "server.json").read_text())
+                if state["pid"] == self.process.pid:  # else a killed server left it
+                    return state
             if self.process.poll() is not None:
                 break
             time.sleep(0.05)

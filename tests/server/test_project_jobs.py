@@ -1,0 +1,91 @@
+import time
+
+import pytest
+from ihc_project import IhcProject
+
+from pathosam_qupath.run_record import open_run, run_ids
+
+
+@pytest.fixture
+def project(slides, tmp_path):
+    """A project whose image is found beside it."""
+    folder = slides / tmp_path.name
+    folder.mkdir()
+    ihc = IhcProject(folder)
+    path = ihc.path / "project.qpproj"
+    stored = path.read_text().replace("/slides/fixtures/0.6.0", str(folder))
+    path.write_text(stored)
+    return ihc
+
+
+def submit(live, **request):
+    answer = live.post("/v1/jobs", request)
+    assert answer.status == 202, answer.body
+    return answer.json["id"]
+
+
+def test_a_project_is_segmented_and_the_run_undone(live, project):
+    before = project.data.read_bytes()
+    words = {"images": ["ihc.png"], "annotations": ["all"], "mpp": 0.6}
+    classes = {"Epithelial": "Tumor", "Inflammatory": None}
+    job = submit(live, kind="project", project=str(project.path), classes=classes, **words)
+    done = live.wait(job)
+    assert done["state"] == "done", done
+    assert done["result"]["entries"][0]["state"] == "written"
+    assert live.get(f"/v1/jobs/{job}/result").json == done["result"]
+    assert run_ids(project.path) == [done["run"]]
+    assert "Tumor" in open_run(project.path, "last").manifest.class_colors
+    assert project.data.read_bytes() != before
+
+    undone = live.wait(submit(live, kind="rollback", project=str(project.path), run="last"))
+    assert undone["state"] == "done", undone
+    assert undone["result"][0]["action"] == "restored"
+    assert project.data.read_bytes() == before
+
+    again = live.wait(submit(live, kind="rollback", project=str(project.path), run="last"))
+    assert again["state"] == "failed"
+    assert "undone already" in again["error"]["cause"]
+
+
+def test_a_command_is_cancelled(live, project):
+    job = submit(
+        live,
+        kind="project",
+        project=str(project.path),
+        images=["ihc.png"],
+        mpp=0.05,
+        whole_image=True,
+    )
+    while live.get(f"/v1/jobs/{job}").json["state"] == "queued":
+        time.sleep(0.05)
+    time.sleep(1)
+    live.ask("DELETE", f"/v1/jobs/{job}")
+    assert live.wait(job)["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"project": "/etc"}, 403),
+        ({"project": "{}/nothing"}, 422),
+        ({"model": "/tmp/evil.pt"}, 404),
+        ({"model": "--help"}, 404),
+        ({"kind": "rollback", "run": "--help"}, 422),
+        ({"kind": "finetune", "name": "../../x"}, 422),
+        ({"out": "/tmp"}, 422),
+    ],
+)
+def test_commands_get_nothing_but_what_they_may(live, project, change, status):
+    request = {"kind": "project", "project": str(project.path), **change}
+    request["project"] = request["project"].format(project.path)
+    if request["kind"] == "finetune":
+        request.pop("images", None)
+    assert live.post("/v1/jobs", request).status == status
+
+
+def test_words_that_look_like_options_stay_values(live, project):
+    job = submit(live, kind="project", project=str(project.path), images=["--dry-run"])
+    failed = live.wait(job)
+    assert failed["state"] == "failed"
+    assert "--dry-run" in failed["error"]["subject"]
+    assert run_ids(project.path) == []
