@@ -147,6 +147,54 @@ def export(
     raise typer.Exit(exit_code([None, *report.problems]))
 
 
+@app.command()
+def suggest(
+    project: ProjectArgument,
+    count: Annotated[int, typer.Option("-n", min=1, help="How many regions.")] = 20,
+    model: ModelOption = "bundled",
+    device: DeviceOption = "auto",
+    images: ImagesOption = [],  # noqa: B006
+    reviewed: ReviewedOption = [],  # noqa: B006
+    fields: Annotated[
+        int, typer.Option(min=1, help="Fields that the model looks at, at most.")
+    ] = 200,
+    seed: Annotated[int, typer.Option(help="Which fields, where there are more.")] = 0,
+    mpp: MppOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Mark what to review next: doubtful regions unlike each other, as annotations.
+
+    They get the class `PathoSAM: review`; change it to `PathoSAM: reviewed` once it is done.
+    Close the project in QuPath before.
+    """
+    from pathosam_qupath.cli import load_as_told, open_as_told
+    from pathosam_qupath.console import err, show
+    from pathosam_qupath.corrections.collect import CollectOptions
+    from pathosam_qupath.corrections.suggesting import suggest as suggest_regions
+    from pathosam_qupath.tables_corrections import suggestions_table
+
+    with (
+        open_as_told(project, backend, path_map) as opened,
+        err().status("looking at fields") as status,
+    ):
+        report = suggest_regions(
+            opened,
+            load_as_told(model, device),
+            count,
+            options=CollectOptions(None, tuple(images), tuple(reviewed)),
+            at_most=fields,
+            image_mpp=mpp,
+            seed=seed,
+            write=not dry_run,
+            progress=lambda done, total: status.update(f"field {done} of {total}"),
+        )
+    show(report, suggestions_table, as_json)
+    raise typer.Exit(report.exit_code)
+
+
 @cli_models.app.command("compare")
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A model's name or file.")],

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathosam_qupath.corrections.exporting import ExportReport
     from pathosam_qupath.corrections.finetuning import FinetuneProgress
     from pathosam_qupath.corrections.gate import FinetuneReport
+    from pathosam_qupath.corrections.suggesting import SuggestReport
 
 _SHORT = {"reshaped and reclassified": "both"}
 _MOST = 40
@@ -89,6 +90,21 @@ def comparison_table(comparison: Comparison) -> Table:
             Text(f.verdict or "", style=styles.get(f.verdict or "", "")),
         )
     return table
+
+
+def suggestions_table(report: SuggestReport) -> Group:
+    """The table of ``corrections suggest``."""
+    seen = f"{report.looked_at:,} of {report.fields:,} fields looked at"
+    table = Table(title=seen, title_justify="left")
+    for name in ("", "image", "x", "y", "score", "flips", "margin", "classes"):
+        table.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
+    for s in report.suggestions:
+        signs = [f"{value:.2f}" for value in (s.score, s.flips, s.margin, s.classes)]
+        table.add_row(str(s.rank), Text(s.image), f"{s.box[0]:,.0f}", f"{s.box[1]:,.0f}", *signs)
+    notes = [Text(problem, style="red") for problem in report.problems]
+    if not report.written:
+        notes.append(Text("Nothing was written.", style="dim"))
+    return Group(table, *notes)
 
 
 def finetune_line(p: FinetuneProgress) -> str:

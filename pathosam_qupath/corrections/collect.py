@@ -102,6 +102,7 @@ class EntryCorrections:
     nuclei : columns of :data:`~pathosam_qupath.corrections.diff.DIFF_COLUMNS`, and
         ``annotation`` (id of the smallest region around it, or None) and ``reviewed``.
     recorded : the nuclei as they were written.
+    treated : what the runs treated; None: the whole image.
     reviewed : the reviewed area.
     others : outlines of detections that count neither as a run's nor as a person's.
     message : why the image could not be compared; then ``exit_code`` is not 0.
@@ -113,6 +114,7 @@ class EntryCorrections:
     nuclei: gpd.GeoDataFrame = field(default_factory=lambda: _no_nuclei())
     annotations: tuple[AnnotationReview, ...] = ()
     recorded: gpd.GeoDataFrame | None = None
+    treated: BaseGeometry | None = field(default_factory=shapely.Polygon)
     reviewed: BaseGeometry = field(default_factory=shapely.Polygon)
     others: NDArray[np.object_] = field(default_factory=lambda: np.zeros(0, object))
     message: str | None = None
@@ -227,6 +229,7 @@ def collect_entry(
         nuclei,
         regions,
         baseline.recorded,
+        treated,
         reviewed,
         detections.geometry.to_numpy()[inside & ~(new | unrecorded | remarks)],
     )

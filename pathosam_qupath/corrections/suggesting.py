@@ -1,0 +1,260 @@
+"""What to look at next: fields of view that are worth a correction, as annotations.
+
+The regions that runs treated are divided into fields; those that were reviewed or suggested
+already are left out. The model looks at each (at most at a given number, drawn at random), and
+the most doubtful ones that do not look alike become annotations of class ``PathoSAM: review``
+to step through in QuPath. Nothing that is in the project is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID, uuid4
+
+import numpy as np
+import shapely
+from shapely.geometry.base import BaseGeometry
+
+from pathosam_qupath.corrections.collect import CollectOptions, EntryCorrections, collect
+from pathosam_qupath.corrections.masks import Window, slide_box
+from pathosam_qupath.corrections.review import REMARK
+from pathosam_qupath.corrections.uncertainty import (
+    FieldDoubt,
+    choose_fields,
+    field_doubt,
+    rank_fields,
+)
+from pathosam_qupath.errors import PathosamError, UsageError
+from pathosam_qupath.qupath.objects import PathObject
+from pathosam_qupath.qupath.project import Color, HierarchyChange
+from pathosam_qupath.run_plan import open_entry
+from pathosam_qupath.run_record import open_run
+
+if TYPE_CHECKING:
+    from pathosam_qupath.model.interface import NucleusModel
+    from pathosam_qupath.qupath.project import Entry, Project
+    from pathosam_qupath.slide import Slide
+
+REVIEW = f"{REMARK}: review"
+CLASSES: dict[str, Color] = {REVIEW: (255, 140, 0), f"{REMARK}: reviewed": (0, 140, 70)}
+SCORE_KEY = "PathoSAM suggestion"
+
+FIELD = 256
+"""Side of a field in pixels of the model's resolution."""
+
+_COVERED = 0.6
+"""Share of a field that has to lie in what is to be looked at."""
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A field that is worth a look.
+
+    Attributes
+    ----------
+    annotation : id of the annotation.
+    score : 0…1, see :func:`~pathosam_qupath.corrections.uncertainty.rank_fields`.
+    flips, margin, classes : signs of doubt.
+    box : left, top, right, bottom in slide pixels.
+    """
+
+    rank: int
+    entry: str
+    image: str
+    annotation: str
+    score: float
+    flips: float
+    margin: float
+    classes: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class SuggestReport:
+    """What was suggested.
+
+    Attributes
+    ----------
+    looked_at : fields that the model saw, of ``fields`` that there are.
+    written : whether the annotations are in the project.
+    problems : images that could not be looked at, and why.
+    """
+
+    suggestions: tuple[Suggestion, ...]
+    looked_at: int
+    fields: int
+    written: bool
+    problems: tuple[str, ...]
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class _Field:
+    entry: int
+    window: Window
+
+
+def suggest(
+    project: Project,
+    model: NucleusModel,
+    count: int = 20,
+    *,
+    options: CollectOptions | None = None,
+    at_most: int = 200,
+    image_mpp: float | None = None,
+    seed: int = 0,
+    write: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> SuggestReport:
+    """Suggest fields for review, and write them into the project as annotations.
+
+    Parameters
+    ----------
+    options : which images, and what counts as reviewed.
+    at_most : fields that the model looks at.
+    image_mpp : µm/px of images that do not say theirs; default: what their run was told.
+    write : False only says what would be suggested.
+    progress : called with the number of fields done and to do.
+
+    Raises
+    ------
+    RunError : no run wrote to the images.
+    UsageError : everything was reviewed or suggested already.
+    """
+    problems: list[str] = []
+    entries: list[tuple[Entry, float | None]] = []
+    fields: list[_Field] = []
+    scales: list[tuple[float, float]] = []
+    code = 0
+    for found in collect(project, options):
+        entry = next(e for e in project.entries if e.id == found.id)
+        try:
+            if found.message is not None:
+                raise UsageError(f"image {found.name!r}", found.message, "")
+            mpp = image_mpp if image_mpp is not None else _told_mpp(project, found)
+            with open_entry(entry, mpp) as slide:
+                scaled = slide.at(model.info.mpp)
+                area = _to_look_at(slide, entry, found)
+                fields += [_Field(len(entries), w) for w in field_windows(area, scaled.scale)]
+                scales.append(scaled.scale)
+            entries.append((entry, mpp))
+        except PathosamError as error:
+            problems.append(str(error))
+            code = found.exit_code or error.exit_code
+    if not fields:
+        raise UsageError(
+            project.path,
+            "; ".join(problems) or "everything was reviewed or suggested already",
+            "Segment more, or delete suggestions in QuPath.",
+        )
+    order = np.random.default_rng(seed).permutation(len(fields))[:at_most]
+    chosen = [fields[i] for i in sorted(order)]
+    doubts = _look(model, entries, chosen, progress)
+    scores = rank_fields(doubts)
+    best = choose_fields(scores, np.array([d.look for d in doubts]), count)
+    suggestions = []
+    for rank, i in enumerate(best, start=1):
+        field, doubt = chosen[i], doubts[i]
+        entry, _ = entries[field.entry]
+        box = slide_box(field.window, scales[field.entry]).bounds
+        suggestions.append(
+            Suggestion(
+                rank,
+                entry.id,
+                entry.name,
+                str(uuid4()),
+                round(float(scores[i]), 4),
+                round(doubt.flips, 4),
+                round(doubt.margin, 4),
+                round(doubt.classes, 4),
+                box,
+            )
+        )
+    if write:
+        _write(project, [entry for entry, _ in entries], suggestions)
+    return SuggestReport(tuple(suggestions), len(chosen), len(fields), write, tuple(problems), code)
+
+
+def field_windows(area: BaseGeometry, scale: tuple[float, float]) -> list[Window]:
+    """Fields that cover what is to be looked at; small parts are fields of their own.
+
+    Parameters
+    ----------
+    area : in slide pixels.
+    scale : (x, y) slide pixels per pixel.
+    """
+    found: list[Window] = []
+    for part in shapely.get_parts(area):
+        if part.is_empty or part.area == 0:
+            continue
+        left, top, right, bottom = part.bounds
+        x0, y0 = int(left / scale[0]), int(top / scale[1])
+        x1, y1 = int(np.ceil(right / scale[0])), int(np.ceil(bottom / scale[1]))
+        columns = [(x, FIELD) for x in range(x0, x1, FIELD)] if x1 - x0 > FIELD else [(x0, x1 - x0)]
+        rows = [(y, FIELD) for y in range(y0, y1, FIELD)] if y1 - y0 > FIELD else [(y0, y1 - y0)]
+        windows = [Window(x, y, w, h) for y, h in rows for x, w in columns]
+        boxes = np.array([slide_box(w, scale) for w in windows])
+        shapely.prepare(part)
+        covered = shapely.area(shapely.intersection(part, boxes)) / shapely.area(boxes)
+        found += [w for w, share in zip(windows, covered, strict=True) if share >= _COVERED]
+    return found
+
+
+def _to_look_at(slide: Slide, entry: Entry, found: EntryCorrections) -> BaseGeometry:
+    """What runs treated, less what was reviewed or suggested."""
+    frame = shapely.box(0, 0, slide.width, slide.height)
+    treated = frame if found.treated is None else shapely.intersection(found.treated, frame)
+    suggested = [a.geometry for a in entry.annotations() if a.classification == REVIEW]
+    done = shapely.union_all([found.reviewed, *(shapely.make_valid(g) for g in suggested)])
+    return shapely.difference(treated, done)
+
+
+def _told_mpp(project: Project, found: EntryCorrections) -> float | None:
+    """The pixel size that the image's last run was told."""
+    if not found.runs:
+        return None
+    told = open_run(project.path.parent, found.runs[-1]).manifest.options.get("mpp")
+    return None if told is None else float(told)
+
+
+def _look(
+    model: NucleusModel,
+    entries: Sequence[tuple[Entry, float | None]],
+    fields: Sequence[_Field],
+    progress: Callable[[int, int], None] | None,
+) -> list[FieldDoubt]:
+    doubts: list[FieldDoubt] = []
+    for number, (entry, mpp) in enumerate(entries):
+        mine = [field.window for field in fields if field.entry == number]
+        if not mine:
+            continue
+        with open_entry(entry, mpp) as slide:
+            scaled = slide.at(model.info.mpp)
+            for w in mine:
+                doubts.append(field_doubt(model, scaled.read(w.x, w.y, w.width, w.height)))
+                if progress is not None:
+                    progress(len(doubts), len(fields))
+    return doubts
+
+
+def _write(project: Project, entries: Sequence[Entry], suggestions: Sequence[Suggestion]) -> None:
+    """Add the annotations, an image at a time."""
+    project.add_classes(CLASSES)
+    for entry in entries:
+        new = tuple(
+            PathObject(
+                UUID(s.annotation),
+                "annotation",
+                shapely.box(*s.box),
+                "Rectangle",
+                classification=REVIEW,
+                name=f"review {s.rank}",
+                metadata={SCORE_KEY: f"{s.score:.4f}"},
+            )
+            for s in suggestions
+            if s.entry == entry.id
+        )
+        if new:
+            entry.write(HierarchyChange(annotations=new))

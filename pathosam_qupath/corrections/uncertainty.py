@@ -1,0 +1,121 @@
+"""How sure a model is of a field of view, and what the field looks like.
+
+Three signs of doubt, each 0 where there is none:
+
+* *flips*: how far the foreground changes when the image is mirrored, per pixel of nuclei;
+* *margin*: the share of the nuclei's pixels whose foreground barely passes the threshold of
+  the watershed, where a little more or less light would have moved an outline;
+* *classes*: the entropy of the class probabilities over the nuclei's pixels, 1 where all
+  classes are equally likely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pathosam_qupath.corrections.evaluation import predict_image
+from pathosam_qupath.model.interface import NucleusModel
+
+BARELY = 0.2
+"""A foreground within this of the threshold barely passes it."""
+
+_LEAST_NUCLEI = 0.01
+"""Share of a field that counts as nuclei at least, so that empty fields are not in doubt."""
+
+
+@dataclass(frozen=True, eq=False)
+class FieldDoubt:
+    """Signs of doubt about a field, and features that tell fields apart.
+
+    Attributes
+    ----------
+    look : mean and spread of the optical density of each channel, share of nuclei, and of
+        each class among them.
+    """
+
+    flips: float
+    margin: float
+    classes: float
+    look: NDArray[np.float64]
+
+
+def field_doubt(model: NucleusModel, image: NDArray[np.uint8]) -> FieldDoubt:
+    """What a model makes of a field.
+
+    Parameters
+    ----------
+    image : (height, width, 3) uint8 RGB at the model's resolution.
+    """
+    maps = predict_image(model, image)
+    foreground = maps[0]
+    threshold = model.info.postprocessing.foreground_threshold
+    inside = foreground > threshold
+    pixels = max(float(inside.sum()), _LEAST_NUCLEI * inside.size)
+    mirrored = [
+        predict_image(model, np.ascontiguousarray(image[:, ::-1]))[0][:, ::-1],
+        predict_image(model, np.ascontiguousarray(image[::-1]))[0][::-1],
+    ]
+    change = np.mean([np.abs(foreground - other) for other in mirrored], axis=0)
+    barely = inside & (foreground < threshold + BARELY)
+    shares = maps[3:, inside]
+    density = -np.log10((image.reshape(-1, 3).astype(np.float64) + 1.0) / 256.0)
+    kinds = shares.mean(axis=1) if shares.size else np.zeros(len(maps) - 3)
+    look = [*density.mean(axis=0), *density.std(axis=0), inside.mean(), *kinds]
+    return FieldDoubt(
+        float(change.sum() / pixels),
+        float(barely.sum() / pixels),
+        _entropy(shares) * min(1.0, float(inside.sum()) / pixels),
+        np.array(look, np.float64),
+    )
+
+
+def rank_fields(fields: Sequence[FieldDoubt]) -> NDArray[np.float64]:
+    """How much each field is worth a look, 0…1: the mean of its ranks in the three signs."""
+    if not fields:
+        return np.zeros(0)
+    signs = np.array([[f.flips, f.margin, f.classes] for f in fields])
+    # The share of fields with less doubt, ties shared, so that scales do not matter.
+    less = (signs[:, None, :] > signs[None, :, :]).mean(axis=1)
+    same = (signs[:, None, :] == signs[None, :, :]).mean(axis=1)
+    found: NDArray[np.float64] = (less + same / 2).mean(axis=1)
+    return found
+
+
+def choose_fields(
+    scores: NDArray[np.float64], looks: NDArray[np.float64], count: int, diversity: float = 0.5
+) -> list[int]:
+    """Indices of fields to look at: doubtful ones that do not look alike, best first.
+
+    Parameters
+    ----------
+    scores : (n,) as :func:`rank_fields` gives them.
+    looks : (n, features).
+    diversity : what being unlike everything chosen so far counts beside the score.
+    """
+    spread = looks.std(axis=0)
+    scaled = (looks - looks.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
+    nearest = np.full(len(scores), np.inf)
+    chosen: list[int] = []
+    while len(chosen) < min(count, len(scores)):
+        unlike = np.zeros(len(scores))
+        if chosen:
+            farthest = nearest.max()
+            unlike = nearest / farthest if farthest > 0 else unlike
+        worth = scores + diversity * unlike
+        worth[chosen] = -np.inf
+        best = int(worth.argmax())
+        chosen.append(best)
+        nearest = np.minimum(nearest, np.linalg.norm(scaled - scaled[best], axis=1))
+    return chosen
+
+
+def _entropy(shares: NDArray[np.float32]) -> float:
+    """Mean entropy of the columns, as a share of the largest that is possible."""
+    if len(shares) < 2 or shares.shape[1] == 0:
+        return 0.0
+    p = np.clip(shares.astype(np.float64), 1e-9, 1.0)
+    return float(-(p * np.log(p)).sum(axis=0).mean() / np.log(len(p)))

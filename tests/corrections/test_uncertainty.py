@@ -1,0 +1,82 @@
+"""Doubt is where a model is in doubt, and what is chosen does not look alike."""
+
+import numpy as np
+import pytest
+from synthetic_nuclei import synthetic_image
+
+from pathosam_qupath.corrections.uncertainty import (
+    FieldDoubt,
+    choose_fields,
+    field_doubt,
+    rank_fields,
+)
+from pathosam_qupath.model.interface import ModelInfo
+
+
+class Painter:
+    """A model whose maps are functions of the image: red is foreground, green the first class."""
+
+    device = "cpu"
+    info = ModelInfo("painter", "", 0.4, 128, 32, ("A", "B"), ((0, 0, 0), (1, 1, 1)), stride=1)
+
+    def __init__(self, *, leaning=0.0):
+        self.leaning = leaning
+
+    def predict(self, tiles):
+        values = tiles.astype(np.float32) / 255
+        slope = self.leaning * np.linspace(0, 1, tiles.shape[2], dtype=np.float32)
+        foreground = np.clip(values[..., 0] - slope, 0, 1)
+        first = values[..., 1]
+        distance = np.ones_like(foreground)
+        return np.stack([foreground, distance, distance, first, 1 - first], axis=1)
+
+
+def painted(foreground, first):
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[16:48, 16:48, 0] = foreground * 255
+    image[..., 1] = first * 255
+    return image
+
+
+def test_a_sure_field_is_in_no_doubt():
+    doubt = field_doubt(Painter(), painted(1.0, 1.0))
+    assert (doubt.flips, doubt.margin) == (0, 0)
+    assert doubt.classes < 1e-6
+
+
+def test_each_sign_answers_to_its_own_doubt():
+    assert field_doubt(Painter(), painted(0.6, 1.0)).margin == pytest.approx(1)
+    assert field_doubt(Painter(), painted(1.0, 0.5)).classes == pytest.approx(1, abs=0.01)
+    leaning = field_doubt(Painter(leaning=0.4), painted(1.0, 1.0))
+    assert leaning.flips > 0.05
+    assert leaning.classes < 1e-6
+
+
+def test_an_empty_field_is_in_no_doubt():
+    doubt = field_doubt(Painter(), np.zeros((64, 64, 3), np.uint8))
+    assert (doubt.flips, doubt.margin, doubt.classes) == (0, 0, 0)
+
+
+def test_ranks_do_not_depend_on_scales():
+    look = np.zeros(1)
+    fields = [FieldDoubt(0.1, 10, 0.5, look), FieldDoubt(0.2, 20, 0.6, look)]
+    assert rank_fields(fields).tolist() == [0.25, 0.75]
+    assert rank_fields([FieldDoubt(1, 1, 1, look)] * 3).tolist() == [0.5] * 3
+    assert rank_fields([]).size == 0
+
+
+def test_what_is_chosen_does_not_look_alike():
+    scores = np.array([0.9, 0.89, 0.88, 0.6])
+    looks = np.array([[0.0], [0.01], [0.02], [5.0]])
+    assert choose_fields(scores, looks, 2) == [0, 3]
+    assert choose_fields(scores, looks, 2, diversity=0) == [0, 1]
+    assert sorted(choose_fields(scores, looks, 9)) == [0, 1, 2, 3]
+    assert len(choose_fields(scores, np.zeros((4, 1)), 3)) == 3
+
+
+def test_blurred_nuclei_are_more_doubtful_than_sharp_ones(bundled_model):
+    import cv2
+
+    sharp = synthetic_image(3)[0]
+    faint = cv2.addWeighted(sharp, 0.35, np.full_like(sharp, 205), 0.65, 0)
+    assert field_doubt(bundled_model, faint).margin > field_doubt(bundled_model, sharp).margin
