@@ -42,6 +42,8 @@ _FONTS = (
     "Helvetica.ttc",
 )
 _PILLOWS_FONT = "Aileron"
+_MOST_CONTOURS = 20_000
+"""With more nuclei in a picture their outlines cannot be seen, and take minutes to draw."""
 _FINE = 2
 """How much larger than the picture contours are drawn."""
 
@@ -74,20 +76,42 @@ def overlay(
     UsageError : the box does not touch the slide.
     """
     box = _inside(box or (0, 0, slide.width, slide.height), slide)
+    shown = _visible(nuclei, box)
+    names = shown["classification"].fillna(UNCLASSIFIED)
+    palette = class_palette([*names.unique()], colors or {})
+    tissue, drawn = layers(
+        slide, shown, box=box, annotations=annotations, colors=colors, width=width
+    )
+    panels = [tissue, drawn] if beside else [drawn]
+    counts = {str(name): int(count) for name, count in names.value_counts().items()}
+    bar = _scale_bar(slide.mpp[0] * (box[2] - box[0]) / tissue.width, tissue.width)
+    return _page(panels, title, [(n, palette[n], c) for n, c in counts.items()], bar)
+
+
+def layers(
+    slide: Slide,
+    nuclei: gpd.GeoDataFrame,
+    *,
+    box: Box | None = None,
+    annotations: Sequence[PathObject] = (),
+    colors: Mapping[str, Color] | None = None,
+    width: int = 1200,
+) -> tuple[Image.Image, Image.Image]:
+    """The tissue of a region, and the same with its nuclei (parameters: see `overlay`)."""
+    box = _inside(box or (0, 0, slide.width, slide.height), slide)
     tissue = _tissue(slide, box, width)
     scale = (tissue.width / (box[2] - box[0]), tissue.height / (box[3] - box[1]))
     shown = _visible(nuclei, box)
     names = shown["classification"].fillna(UNCLASSIFIED)
     palette = class_palette([*names.unique()], colors or {})
-    contours = _contours(
-        tissue.size, shown.geometry.to_numpy(), [palette[n] for n in names], box, scale
-    )
-    drawn = Image.alpha_composite(tissue.convert("RGBA"), contours).convert("RGB")
+    of_each = [palette[name] for name in names]
+    if len(shown) > _MOST_CONTOURS:
+        drawn = _dots(tissue, shown.geometry.to_numpy(), of_each, box, scale)
+    else:
+        contours = _contours(tissue.size, shown.geometry.to_numpy(), of_each, box, scale)
+        drawn = Image.alpha_composite(tissue.convert("RGBA"), contours).convert("RGB")
     _outlines(drawn, annotations, box, scale, colors or {})
-    panels = [tissue, drawn] if beside else [drawn]
-    counts = {str(name): int(count) for name, count in names.value_counts().items()}
-    bar = _scale_bar(slide.mpp[0] / scale[0], tissue.width)
-    return _page(panels, title, [(n, palette[n], c) for n, c in counts.items()], bar)
+    return tissue, drawn
 
 
 def busiest(nuclei: gpd.GeoDataFrame, side: float) -> Box | None:
@@ -176,6 +200,22 @@ def _contours(
         draw.polygon(points, fill=(*color, 60))
         draw.line([*points, *points[:2]], fill=(*color, 255), width=_FINE + 1, joint="curve")
     return layer.resize(size, Image.Resampling.BOX)
+
+
+def _dots(
+    tissue: Image.Image,
+    shapes: np.ndarray[Any, Any],
+    colors: Sequence[Color],
+    box: Box,
+    scale: tuple[float, float],
+) -> Image.Image:
+    """The nuclei as a pixel each: all that can be seen of very many."""
+    pixels = np.array(tissue.convert("RGB"))
+    at = (shapely.get_coordinates(shapely.centroid(shapes)) - box[:2]) * scale
+    column = np.clip(at[:, 0].astype(int), 0, tissue.width - 1)
+    row = np.clip(at[:, 1].astype(int), 0, tissue.height - 1)
+    pixels[row, column] = np.array(colors, np.uint8)
+    return Image.fromarray(pixels)
 
 
 def _outlines(
