@@ -59,6 +59,10 @@ class Changes {
         removed.size()
     }
 
+    int getReshapedCount() {
+        shapes.size()
+    }
+
     Collection<PathObject> getAddedObjects() {
         added.keySet()
     }

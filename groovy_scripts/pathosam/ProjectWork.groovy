@@ -71,6 +71,7 @@ class ProjectWork {
             if (last != null) {
                 int kept = context.ui.change { last.undo(context.hierarchy) } as int
                 context.ui.tell(UNDO, "${last.addedCount - kept} objects taken out, ${last.removedCount} put back" +
+                    (last.reshapedCount ? ", ${last.reshapedCount} outlines as before" : '') +
                     (kept ? "; ${kept} edited ones kept" : ''))
                 return
             }

@@ -11,9 +11,23 @@ class QuietUi extends ConsoleUi {
 
     protected final QuPathGUI gui = QuPathGUI.instance
 
+    /** QuPath's own helper logs what is thrown there and goes on; here it is thrown again. */
     @Override
+    @SuppressWarnings('CatchException')
     Object change(Closure work) {
-        FXUtils.callOnApplicationThread(work as Callable)
+        Exception failure = null
+        Object result = null
+        FXUtils.callOnApplicationThread({
+            try {
+                result = work()
+            } catch (Exception error) {
+                failure = error
+            }
+        } as Callable)
+        if (failure != null) {
+            throw failure
+        }
+        result
     }
 
     @Override

@@ -1,16 +1,11 @@
 """The client's classes, compiled once, and what a run of them against real servers gave."""
 
-import json
 import os
-import signal
 import sys
 from pathlib import Path
 
 import groovy_tools
 import pytest
-
-IMAGES = Path(__file__).parents[1] / "data" / "fixtures" / "0.6.0" / "images"
-TINY = Path(__file__).parents[1] / "data" / "golden" / "tiny_ais.pt"
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +40,7 @@ def executable():
 def run_script(client_classes):
     """Run a Groovy script of this folder; its results by name."""
 
-    def run(name, *words):
+    def run(name, *words, timeout):
         script = Path(__file__).with_name(name)
         return groovy_tools.results(
             groovy_tools.java(
@@ -53,6 +48,7 @@ def run_script(client_classes):
                 script,
                 *words,
                 class_path=[groovy_tools.groovy_jar(), client_classes],
+                timeout=timeout,
             )
         )
 
@@ -64,11 +60,4 @@ def home(tmp_path_factory):
     """A folder for a server's state; a server that is left there at the end is ended."""
     folder = tmp_path_factory.mktemp("home") / "state"
     yield folder
-    end_server(folder)
-
-
-def end_server(folder):
-    """End the server of a state folder, where one runs."""
-    state = folder / "server.json"
-    if state.exists():
-        os.kill(json.loads(state.read_text())["pid"], signal.SIGTERM)
+    groovy_tools.end_server(folder)

@@ -1,15 +1,21 @@
 """Real Groovy 4 and CodeNarc, as the npm package npm-groovy-lint carries them."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
 HERE = Path(__file__).parent
 JARS = HERE / "node_modules" / "npm-groovy-lint" / "lib" / "java"
 SCRIPTS = HERE.parents[1] / "groovy_scripts"
+IMAGES = HERE.parent / "data" / "fixtures" / "0.6.0" / "images"
+TINY = HERE.parent / "data" / "golden" / "tiny_ais.pt"
+"""A small PathoSAM that answers prompts."""
+
 OLDEST_JAVA, NEWEST_JAVA = 17, 24
 """What Groovy 4.0.26 runs on."""
 
@@ -77,3 +83,11 @@ def results(output):
     """What a Groovy script found: its lines `name: JSON` as a dictionary."""
     lines = (line.partition(": ") for line in output.splitlines() if re.match(r"\w+: ", line))
     return {name: json.loads(value) for name, _, value in lines}
+
+
+def end_server(folder):
+    """End the server of a state folder, where one is named there."""
+    state = Path(folder) / "server.json"
+    if state.exists():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(json.loads(state.read_text())["pid"], signal.SIGTERM)

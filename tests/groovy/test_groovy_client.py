@@ -5,13 +5,18 @@ what it met.
 """
 
 import pytest
-from conftest import IMAGES, TINY
+from groovy_tools import IMAGES, TINY
+
+WHOLE_RUN = 800
+"""Seconds that all of it may take; the first test waits for it."""
+
+pytestmark = pytest.mark.timeout(WHOLE_RUN + 60)
 
 
 @pytest.fixture(scope="module")
 def met(run_script, home, executable):
     """What the client met, by name."""
-    return run_script("client_checks.groovy", home, executable, IMAGES, TINY)
+    return run_script("client_checks.groovy", home, executable, IMAGES, TINY, timeout=WHOLE_RUN)
 
 
 def test_without_an_executable_the_error_says_where_to_name_it(met):

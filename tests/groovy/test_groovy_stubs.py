@@ -10,7 +10,7 @@ from pathlib import Path
 
 import groovy_tools
 import pytest
-from conftest import IMAGES, TINY, end_server
+from groovy_tools import IMAGES, TINY
 
 from pathosam_qupath.qupath.jvm import find_installation
 
@@ -52,8 +52,8 @@ def met(groovy, executable, tmp_path_factory):
             options=[f"-Djava.util.prefs.userRoot={folder}", "-Djava.awt.headless=true"],
         )
     finally:
-        end_server(folder / "home")
-        end_server(folder / "apart")
+        groovy_tools.end_server(folder / "home")
+        groovy_tools.end_server(folder / "apart")
     return groovy_tools.results(output)
 
 
