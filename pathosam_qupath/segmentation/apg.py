@@ -125,7 +125,7 @@ def seed_clicks(
         )
         if is_cut or max(rows.stop - rows.start, columns.stop - columns.start) > LONGEST_SEED:
             continue
-        own = np.where(seeds[box] == label, depth[box], 0)
+        own = np.where(seeds[box] == label, depth[box], -1)
         row, column = divmod(int(own.argmax()), own.shape[1])
         clicks.append((columns.start + column, rows.start + row))
     return np.array(clicks, np.int64).reshape(-1, 2)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,7 +118,8 @@ class PromptSession:
         store = None
         if slide_key is not None and disk > 0:
             scale_x, scale_y = self._pixels.scale
-            scope = f"{info.weights_hash} {slide_key} {info.mpp} {scale_x} {scale_y}"
+            scope = f"{info.weights_hash} {info.precision} {slide_key} {info.mpp}"
+            scope += f" {scale_x} {scale_y}"
             store = EmbeddingStore(scope, limit=disk, folder=cache_dir)
         self._cache = EmbeddingCache(self._model, memory=memory, store=store)
 
@@ -161,16 +162,23 @@ class PromptSession:
 
     def _scaled(self, i: int, prompt: Prompt) -> Prompt:
         """The prompt at the model's resolution."""
-        scaled = prompt.scaled(self._pixels.scale)
-        x0, y0, x1, y1 = scaled.bounds()
-        if x1 < 0 or y1 < 0 or x0 >= self._width or y0 >= self._height:
-            left, top, *_ = prompt.bounds()
+        width, height = self._slide.width, self._slide.height
+        x0, y0, x1, y1 = prompt.bounds()
+        if x1 < 0 or y1 < 0 or x0 >= width or y0 >= height:
             raise UsageError(
                 f"prompt {i + 1}",
-                f"it lies at {left:.0f}, {top:.0f}, the slide has {self._slide.width} x "
-                f"{self._slide.height} pixels",
+                f"it lies at {x0:.0f}, {y0:.0f}, the slide has {width} x {height} pixels",
                 "Give prompts in full-resolution pixels of this slide.",
             )
+        scaled = prompt.scaled(self._pixels.scale)
+        # The slide's last pixels may be less than one of the model's, which then is left out.
+        scaled = replace(
+            scaled,
+            points=tuple(
+                (_drawn_in(x, self._width), _drawn_in(y, self._height)) for x, y in scaled.points
+            ),
+        )
+        x0, y0, x1, y1 = scaled.bounds()
         most = LARGEST * self._model.info.tile
         if max(x1 - x0, y1 - y0) > most:
             micrometres = most * self._model.info.mpp
@@ -243,6 +251,7 @@ class PromptSession:
         moved = [prompt.moved(tile.x, tile.y, (tile.height, tile.width)) for prompt in prompts]
         answers = self._model.prompt(embedding, moved)
         found: list[_Found | None] = []
+        classes: NDArray[np.float32] | None = None
         for prompt, answer in zip(moved, answers, strict=True):
             mask = answer.mask[: self._height - tile.y, : self._width - tile.x]
             piece = meant_piece(mask, prompt)
@@ -252,7 +261,8 @@ class PromptSession:
             x0, y0, x1, y1 = mask_box(piece)
             inside = piece[y0:y1, x0:x1]
             sums = np.zeros(len(self._model.info.classes))
-            classes = self._model.embedded_classes(embedding) if len(sums) else None
+            if classes is None:
+                classes = self._model.embedded_classes(embedding)
             if classes is not None:
                 sums = classes[:, y0:y1, x0:x1][:, inside].sum(axis=1, dtype=np.float64)
             found.append(_Found(inside, tile.x + x0, tile.y + y0, answer.score, sums))
@@ -319,6 +329,11 @@ class PromptSession:
         measured[SCORE] = np.array([one.score for one in there], np.float64)
         columns.update({name: column(values) for name, values in measured.items()})
         return GeoDataFrame(columns, geometry="geometry")
+
+
+def _drawn_in(value: float, length: int) -> float:
+    """A coordinate less than a pixel beyond the last, within it."""
+    return min(value, length - 0.01) if value < length + 1 else value
 
 
 def meant_piece(mask: NDArray[np.bool_], prompt: Prompt) -> NDArray[np.bool_] | None:

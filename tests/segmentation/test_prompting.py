@@ -176,6 +176,9 @@ def test_prompts_that_cannot_be_answered_are_refused_by_number(rgb, network):
     session = PromptSession(DrawnSlide(rgb, mpp=(0.5, 0.5)), network)
     with pytest.raises(UsageError, match=r"prompt 2: it lies at 211, 40, the slide has 210 x 175"):
         session.segment([click(5, 5), click(211, 40)])
+    ragged = DrawnSlide(rgb, mpp=(0.24, 0.24))
+    last = ragged.width - 0.3, ragged.height - 0.3
+    assert len(PromptSession(ragged, PromptedNetwork(tile=128)).segment([click(*last)])) == 1
     with pytest.raises(UsageError, match="prompt 1: it is 150 µm long, the model sees 128 µm"):
         PromptSession(DrawnSlide(np.zeros((1200, 1200, 3), np.uint8)), network).segment(
             [Prompt(box=(0, 0, 600, 9))]
