@@ -2,7 +2,9 @@
 
 A recorded nucleus that is gone was deleted by a person unless the tool itself took it out: a
 later run that replaced it, or a rollback. What a later run replaced is worked out again from
-the copy of the file that it kept, by the rule that it followed.
+the copy of the file that it kept, by the rule that it followed. A run into an open QuPath
+("live") knows neither what QuPath had not saved yet nor what was replaced there: whatever is
+gone from the regions that it treated counts as replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.qupath.objects import PathObject
-from pathosam_qupath.regions import ALL, choose_regions
+from pathosam_qupath.regions import ALL, choose_regions, is_ignored, is_wanted
 from pathosam_qupath.replacing import in_region, replace_earlier
 from pathosam_qupath.run_record import EntryRecord, RunRecord, open_run, run_ids
 
@@ -44,6 +46,7 @@ class EntryRun:
     ) -> None:
         self.id = record.manifest.run
         self.options = record.manifest.options
+        self.live = record.manifest.backend == "live"
         self.entry = entry
         self._record = record
         self._now = annotations_now
@@ -83,33 +86,35 @@ class EntryRun:
         return frozenset([*(str(a.id) for a in annotations), *detections["id"]])
 
     @property
-    def wanted(self) -> tuple[str, ...]:
-        """Classes or names of the annotations that the run treated."""
-        return tuple(self.options.get("annotations") or (ALL,))
-
-    @property
     def whole_image(self) -> bool:
         """Whether the run treated the image without regard to its annotations."""
+        if self.live:
+            return not self.options.get("regions")
         return bool(self.options.get("whole_image"))
+
+    def treats(self, annotation: PathObject) -> bool:
+        """Whether the run treated an annotation that was there before it."""
+        if self.whole_image:
+            return False
+        if self.live:
+            return str(annotation.id) in self.options["regions"]
+        return is_wanted(annotation, tuple(self.options.get("annotations") or (ALL,)))
 
     @cached_property
     def region(self) -> BaseGeometry | None:
         """What the run treated, by the annotations of then, or else of now; None: everything."""
-        regions = choose_regions(
-            self.annotations_before if self.knows_before else self._now,
-            UNBOUNDED,
-            wanted=self.wanted,
-            whole_image=self.whole_image,
-        )
+        then = self._now if self.live or not self.knows_before else self.annotations_before
+        treated = [a for a in then if self.treats(a) or is_ignored(a)]
+        regions = choose_regions(treated, UNBOUNDED, whole_image=self.whole_image)
         return regions.union() if regions.polygons != () else shapely.Polygon()
 
     def replaced(self, earlier: Collection[EntryRun]) -> frozenset[str]:
         """Ids of nuclei of earlier runs that this one took out."""
-        if self._before is None:
-            # The copy is gone: whatever lay in the region may have been replaced.
+        if self._before is None or self.live:
+            # Nothing tells what was there: whatever lay in the region may have been replaced.
             gone: set[str] = set()
             for run in earlier:
-                if run.predictions is not None and self.entry.removed:
+                if run.predictions is not None and (self.live or self.entry.removed):
                     inside = in_region(run.predictions.geometry.to_numpy(), self.region)
                     gone.update(run.predictions["id"].to_numpy()[inside])
             return frozenset(gone)

@@ -32,7 +32,7 @@ from pathosam_qupath.corrections.review import is_remark, why_reviewed
 from pathosam_qupath.errors import PathosamError, RunError, UsageError
 from pathosam_qupath.qupath.objects import PathObject
 from pathosam_qupath.qupath.placement import smallest_containing
-from pathosam_qupath.regions import choose_regions, is_wanted, label
+from pathosam_qupath.regions import choose_regions, label
 from pathosam_qupath.replacing import in_region
 from pathosam_qupath.run_plan import is_chosen
 from pathosam_qupath.run_record import open_run, run_ids
@@ -263,10 +263,9 @@ def _regions(
         before = next((a for a in earlier if a.id == annotation.id), None)
         why = why_reviewed(annotation, before, options.reviewed, treated=last is not None)
         # An annotation that is newer than the run was not treated by it.
-        known = before if last is None or last.knows_before else annotation
-        treated = known is not None and any(
-            is_wanted(known, run.wanted) and not run.whole_image for run in baseline.runs
-        )
+        unsure = last is not None and (last.live or not last.knows_before)
+        known = annotation if unsure else before
+        treated = known is not None and any(run.treats(known) for run in baseline.runs)
         if why is not None or treated:
             name = label(annotation)
             found.append(

@@ -195,7 +195,9 @@ def _nuclei(project: Project, found: EntryCorrections, classes: dict[str, int]) 
 def _type_ids(project: Project, run: str) -> dict[str, int]:
     """Type ids by what a run called its classes, in lower case."""
     manifest = open_run(project.path.parent, run).manifest
-    called: Mapping[str, Any] = manifest.options.get("class_map") or {}
+    options = manifest.options
+    # Runs into an open QuPath keep the names as they came.
+    called: Mapping[str, Any] = options.get("class_map") or options.get("classes") or {}
     model_classes: Sequence[str] = manifest.model.get("classes") or ()
     known = known_types(model_classes)
     named = {

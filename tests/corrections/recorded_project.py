@@ -61,10 +61,16 @@ def grid(side=54):
     return np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
 
 
-def record_run(ihc: IhcProject, centers=None, *, annotations=("whole image",), classes=CLASSES):
-    """Write nuclei as a run does, with its record; the run's id."""
+def record_run(
+    ihc: IhcProject, centers=None, *, annotations=("whole image",), classes=CLASSES, live=None
+):
+    """Write nuclei as a run does, with its record; the run's id.
+
+    ``live`` : ids of the annotations that a run into an open QuPath treated; None: no such run.
+    """
     centers = grid() if centers is None else np.asarray(centers)
     run = new_run_id(ihc.path)
+    options = {"annotations": list(annotations), "whole_image": False, "mpp": MPP}
     with ihc.open() as project:
         entry = project.entries[0]
         shapes = outlines(centers)
@@ -77,9 +83,9 @@ def record_run(ihc: IhcProject, centers=None, *, annotations=("whole image",), c
                 run,
                 utc_now(),
                 str(project.path),
-                "embedded",
+                "embedded" if live is None else "live",
                 {"name": "grid", "mpp": 0.4, "classes": list(CLASSES)},
-                {"annotations": list(annotations), "whole_image": False, "mpp": MPP},
+                options if live is None else {"mode": "ais", "regions": live},
                 {},
                 entries=(EntryRecord(entry.id, IMAGE),),
             ),

@@ -98,6 +98,24 @@ def test_a_run_that_was_cut_off_before_its_write_counts_for_nothing(ihc, segment
         collected()
 
 
+def test_what_a_run_into_an_open_qupath_replaced_was_not_deleted_by_a_person(ihc, collected):
+    region = next(o for o in ihc.objects() if o.name == "with hole")
+    first = record_run(ihc)
+    nuclei = ihc.detections()
+    inside = nuclei.geometry.centroid.within(region.geometry)
+    outside = nuclei["id"][~inside].iloc[:2].tolist()
+    gone = [*outside, *nuclei["id"][inside]]  # QuPath took the ones inside out, a person two
+    ihc.change(HierarchyChange(remove=frozenset(map(UUID, gone))))
+    centers = [(p.x, p.y) for p in nuclei.geometry[inside].centroid]
+    second = record_run(ihc, centers, live=[str(region.id)])
+    found = collected()
+    assert found.runs == (first, second)
+    deleted = found.nuclei[found.nuclei["kind"] == "deleted"]
+    assert set(deleted["id"]) == set(outside)
+    assert found.counts["kept"] == len(ihc.detections())
+    assert str(region.id) in {a.id for a in found.annotations}
+
+
 def test_nuclei_of_a_forgotten_run_are_neither_kept_nor_added(ihc, collected):
     record_run(ihc, FEW)
     lost = detections(outlines(FEW[:4] + 200), ["Tumor"] * 4, run="20200101-000000-abcd")

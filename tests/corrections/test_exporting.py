@@ -228,12 +228,12 @@ def test_nothing_reviewed_says_how_to_mark_it(ihc, exported):
 
 def test_another_resolution_or_a_foreign_folder_is_refused(ihc, exported):
     record_run(ihc)
-    _, _, folder = exported(ihc)
+    _, report, folder = exported(ihc)
     state = folder / "regions.json"
-    state.write_text(state.read_text().replace('"mpp": 0.4', '"mpp": 0.25', 1))
+    state.write_text(state.read_text().replace(f'"mpp": {report["mpp"]}', '"mpp": 0.77', 1))
     code, said, _ = exported(ihc)
     assert code == 2
-    assert "0.25 µm/px" in said["error"]["cause"]
+    assert "0.77 µm/px" in said["error"]["cause"]
     shutil.rmtree(folder)
     folder.mkdir()
     (folder / "thesis.docx").write_text("…")
