@@ -159,7 +159,11 @@ def treat(folder: Path, run_id: str | None = None) -> None:
         batch.new_run_id = lambda folder: run_id
     run_image.SegmentOptions = partial(SegmentOptions, block=128)  # many blocks, to be killed in
     model = StainRule()
-    model.info = replace(StainRule.info, tile=96, halo=16)
+    colors = ((200, 0, 0), (0, 160, 0), (0, 0, 200))
+    few = replace(StainRule.info.postprocessing, min_size=10)
+    model.info = replace(
+        StainRule.info, mpp=0.5, tile=96, halo=16, colors=colors, postprocessing=few
+    )
     with open_project(copy_example(folder), "embedded") as project:
         options = RunOptions()
         batch.run(project, model, options, plan_run(project, options), resume="auto")
@@ -197,6 +201,7 @@ def measure_kills(kills: int, seed: int) -> Figures:
         runs = [run for run in run_ids(project_folder) if run not in runs_before]
         manifests = [open_run(project_folder, run).manifest for run in runs]
         assert all(m.finished is not None for m in manifests), "a run was left behind"
+        assert all(e.state == "written" for m in manifests for e in m.entries), "an image failed"
         assert child(other, runs[-1]).wait() == 0
         found = []
         for folder in (disturbed, other):

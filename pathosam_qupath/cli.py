@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
 
 import typer
 
-from pathosam_qupath import cli_corrections, cli_models, cli_server
+from pathosam_qupath import cli_corrections, cli_models, cli_report, cli_server
 from pathosam_qupath.cli_options import (
     Backend,
     BackendOption,
@@ -58,6 +58,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app)
 app.command("serve")(cli_server.serve)
+app.command()(cli_report.report)
 app.add_typer(cli_corrections.app)
 app.command()(cli_corrections.finetune)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathosam_qupath.export import Exported
     from pathosam_qupath.inspect_project import EntryReport
     from pathosam_qupath.model.catalogue import FileCheck, ModelSummary
+    from pathosam_qupath.report.writing import Report
     from pathosam_qupath.rollback import EntryRollback
     from pathosam_qupath.run_record import RunManifest
 
@@ -154,6 +155,11 @@ def run_table(manifest: RunManifest) -> Group:
                 )
             )
     return Group(table, *notes)
+
+
+def report_table(report: Report) -> Group:
+    """Where a report lies."""
+    return Group(_text(f"report: {report.page}"), *(_text(f"table: {p}") for p in report.tables))
 
 
 def runs_table(manifests: Sequence[RunManifest]) -> Table:

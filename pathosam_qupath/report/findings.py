@@ -1,0 +1,213 @@
+"""What a run found, image by image: counts, densities, shares, sizes, doubts, pictures.
+
+Numbers are those of the run's own record, as it wrote them; what a person has edited since
+does not change them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from pathosam_qupath.errors import PathosamError
+from pathosam_qupath.picture import UNCLASSIFIED, busiest, layers
+from pathosam_qupath.regions import Regions, choose_regions
+from pathosam_qupath.replacing import in_region
+from pathosam_qupath.run_plan import open_entry
+from pathosam_qupath.run_record import EntryRecord, RunRecord
+
+if TYPE_CHECKING:
+    import geopandas as gpd
+    from PIL.Image import Image
+
+    from pathosam_qupath.picture import Box
+    from pathosam_qupath.qupath.objects import PathObject
+    from pathosam_qupath.qupath.project import Color, Entry, Project
+    from pathosam_qupath.slide import Slide
+
+DETAILS = 3
+"""Close views of each image."""
+
+DETAIL_UM, DETAIL_PIXELS, WHOLE_PIXELS = 150.0, 640, 1400
+WHOLE = "whole image"
+LOW_CONFIDENCE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A part of an image, without and with its nuclei."""
+
+    title: str
+    tissue: Image
+    nuclei: Image
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFindings:
+    """What a run found in one image.
+
+    Attributes
+    ----------
+    record : what the run did.
+    classes : a row per annotation class and nucleus class: nuclei, share of the annotation
+        class, per mm², median area in µm².
+    areas : µm² of each nucleus, by its class.
+    flags : what a reader should doubt.
+    views : the whole image first; empty where its pixels cannot be had.
+    """
+
+    record: EntryRecord
+    classes: pd.DataFrame
+    areas: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    views: tuple[View, ...] = ()
+
+
+COLUMNS = ("image", "region", "class", "nuclei", "share", "region mm²", "per mm²", "median µm²")
+
+
+def findings(project: Project, record: RunRecord) -> list[ImageFindings]:
+    """What a run found in every image that it treated or meant to."""
+    entries = {entry.id: entry for entry in project.entries}
+    colors = {**project.classes, **record.manifest.class_colors}
+    return [_of_image(entries.get(e.id), e, record, colors) for e in record.manifest.entries]
+
+
+def _of_image(
+    entry: Entry | None, done: EntryRecord, record: RunRecord, colors: Mapping[str, Color]
+) -> ImageFindings:
+    nothing = pd.DataFrame(columns=list(COLUMNS))
+    flags = [*([done.message] if done.message else []), *done.warnings]
+    if done.state != "written" or entry is None:
+        return ImageFindings(done, nothing, flags=tuple(flags))
+    try:
+        nuclei = record.load_predictions(done.id)
+        if nuclei is None:
+            return ImageFindings(done, nothing, flags=(*flags, "its predictions are gone"))
+        mpp = record.manifest.options.get("mpp")
+        with open_entry(entry, mpp) as slide:
+            return _seen(slide, entry.annotations(), nuclei, done, record, colors, flags)
+    except PathosamError as error:
+        return ImageFindings(done, nothing, flags=(*flags, str(error)))
+
+
+def _seen(
+    slide: Slide,
+    annotations: Sequence[PathObject],
+    nuclei: gpd.GeoDataFrame,
+    done: EntryRecord,
+    record: RunRecord,
+    colors: Mapping[str, Color],
+    flags: Sequence[str],
+) -> ImageFindings:
+    options = record.manifest.options
+    size = (slide.width, slide.height)
+    regions = choose_regions(
+        annotations,
+        size,
+        wanted=tuple(options.get("annotations", ("all",))),
+        whole_image=bool(options.get("whole_image", False)),
+    )
+    nuclei = nuclei.assign(classification=nuclei["classification"].fillna(UNCLASSIFIED))
+    square = slide.mpp[0] * slide.mpp[1]
+    areas = nuclei.geometry.area.to_numpy() * square
+    kinds = nuclei["classification"].to_numpy()
+    return ImageFindings(
+        done,
+        _class_table(done, regions, nuclei, areas, square),
+        {str(kind): areas[kinds == kind] for kind in pd.unique(kinds)},
+        (*flags, *_doubts(slide, nuclei, done)),
+        _views(slide, annotations, nuclei, colors),
+    )
+
+
+def _class_table(
+    done: EntryRecord,
+    regions: Regions,
+    nuclei: gpd.GeoDataFrame,
+    areas: NDArray[np.float64],
+    square: float,
+) -> pd.DataFrame:
+    rows = []
+    shapes = nuclei.geometry.to_numpy()
+    for name, shape, area in _by_class(regions, done, square):
+        inside = np.ones(len(nuclei), bool) if shape is None else in_region(shapes, shape)
+        kinds = nuclei["classification"].to_numpy()[inside]
+        for kind in sorted(set(kinds)):
+            of_kind = areas[inside][kinds == kind]
+            rows.append(
+                (
+                    done.name,
+                    name,
+                    kind,
+                    len(of_kind),
+                    len(of_kind) / inside.sum(),
+                    area / 1e6,
+                    len(of_kind) / area * 1e6 if area else np.nan,
+                    float(np.median(of_kind)),
+                )
+            )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _by_class(
+    regions: Regions, done: EntryRecord, square: float
+) -> list[tuple[str, BaseGeometry | None, float]]:
+    """The treated area of each annotation class: (class, polygons, µm²)."""
+    if regions.polygons is None or not regions.treated:
+        return [(WHOLE, regions.union(), done.area or regions.area * square)]
+    by_class: dict[str, list[BaseGeometry]] = {}
+    for annotation, polygon in zip(regions.treated, regions.polygons, strict=True):
+        by_class.setdefault(annotation.classification or UNCLASSIFIED, []).append(polygon)
+    unions = {name: shapely.union_all(shapes) for name, shapes in by_class.items()}
+    return [(name, shape, float(shape.area) * square) for name, shape in unions.items()]
+
+
+def _doubts(slide: Slide, nuclei: gpd.GeoDataFrame, done: EntryRecord) -> list[str]:
+    """Shares that a reader wants to know before the numbers are used."""
+    if len(nuclei) == 0:
+        return ["no nucleus was found"]
+    said = []
+    bounds = shapely.bounds(nuclei.geometry.to_numpy())
+    cut = (bounds[:, :2] <= 1).any(axis=1) | (bounds[:, 2] >= slide.width - 1)
+    cut |= bounds[:, 3] >= slide.height - 1
+    if cut.mean() > 0.02:
+        said.append(f"{cut.mean():.0%} of the nuclei are cut by the border of the image")
+    unsure = (nuclei["probability"] < LOW_CONFIDENCE).to_numpy()
+    if unsure.mean() > 0.1:
+        said.append(f"{unsure.mean():.0%} of the nuclei have a class of less than 50 % probability")
+    shown = done.tiles - done.blank
+    if done.blurred and shown:
+        said.append(f"{done.blurred:,} of {shown:,} tiles with tissue look out of focus")
+    return said
+
+
+def _views(
+    slide: Slide,
+    annotations: Sequence[PathObject],
+    nuclei: gpd.GeoDataFrame,
+    colors: Mapping[str, Color],
+) -> tuple[View, ...]:
+    views = []
+    boxes: list[tuple[str, Box | None, int]] = [("whole image", None, WHOLE_PIXELS)]
+    left, side = nuclei, DETAIL_UM / slide.mpp[0]
+    for number in range(1, DETAILS + 1):
+        box = busiest(left, side)
+        if box is None:
+            break
+        boxes.append((f"detail {number}", box, DETAIL_PIXELS))
+        away = ~left.intersects(shapely.box(*box).buffer(side))
+        left = left[away.to_numpy()]
+    for title, box, width in boxes:
+        tissue, drawn = layers(
+            slide, nuclei, box=box, annotations=annotations, colors=colors, width=width
+        )
+        views.append(View(title, tissue, drawn))
+    return tuple(views)

@@ -1,0 +1,132 @@
+"""The report is one file that shows a run's numbers and pictures without a network."""
+
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from cheap_model import treat
+from ihc_project import MPP
+
+from pathosam_qupath.errors import UsageError
+from pathosam_qupath.report.page import histogram
+from pathosam_qupath.report.writing import write_report
+from pathosam_qupath.run_record import open_run
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+@pytest.fixture(scope="module")
+def ihc(tmp_path_factory):
+    """A project with a run whose image and annotation have names that look like markup."""
+    from ihc_project import IhcProject
+
+    ihc = IhcProject(tmp_path_factory.mktemp("report"))
+    treat(ihc.path, ihc.moved)
+    manifest = open_run(ihc.path, "last").folder / "manifest.json"
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(text.replace('"name": "ihc.png"', '"name": "<b>ihc</b>.png"'), "utf-8")
+    return ihc
+
+
+@pytest.fixture(scope="module")
+def report(ihc):
+    with ihc.open() as project:
+        return write_report(project, "last")
+
+
+def test_the_tables_count_every_nucleus_of_the_run(ihc, report):
+    nuclei = open_run(ihc.path, report.run).load_predictions("1")
+    by_class = pd.read_csv(next(p for p in report.tables if p.name == "report-classes.csv"))
+    again = pd.read_parquet(next(p for p in report.tables if p.name == "report-classes.parquet"))
+    pd.testing.assert_frame_equal(by_class, again, check_dtype=False)
+    tumor = by_class[by_class["region"] == "Tumor"]
+    assert tumor["share"].sum() == pytest.approx(1)
+    density = tumor["nuclei"] / tumor["region mm²"]
+    assert tumor["per mm²"].to_numpy() == pytest.approx(density.to_numpy())
+    images = pd.read_csv(next(p for p in report.tables if p.name == "report-images.csv"))
+    assert images["nuclei"].tolist() == [len(nuclei)]
+    medians = nuclei.geometry.area * MPP**2
+    assert by_class["median µm²"].between(medians.min(), medians.max()).all()
+
+
+def test_the_page_needs_nothing_else_and_names_are_not_markup(report):
+    html = report.page.read_text(encoding="utf-8")
+    sources = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert sources
+    assert all(source.startswith(("data:image/jpeg;base64,", "#")) for source in sources)
+    assert not re.search("https?:", re.sub(r"<pre>.*</pre>", "", html, flags=re.DOTALL))
+    assert "<b>ihc" not in html
+    assert "&lt;b&gt;ihc&lt;/b&gt;.png" in html
+
+
+def test_failed_images_are_in_the_report_with_their_reason(ihc, tmp_path):
+    from pathosam_qupath.run_record import EntryRecord
+
+    record = open_run(ihc.path, "last")
+    before = record.manifest.entries[0]
+    record.update(EntryRecord("1", before.name, state="failed", message="the disk <burnt>"))
+    try:
+        with ihc.open() as project:
+            written = write_report(project, "last", tmp_path / "x.html")
+    finally:
+        record.update(before)
+    assert "the disk &lt;burnt&gt;" in written.page.read_text(encoding="utf-8")
+    assert len(pd.read_parquet(tmp_path / "x-classes.parquet")) == 0
+
+
+def test_a_place_that_cannot_be_is_refused(ihc, tmp_path):
+    with ihc.open() as project, pytest.raises(UsageError, match="there is no folder"):
+        write_report(project, "last", tmp_path / "none" / "x.html")
+
+
+def test_a_histogram_shows_every_class_and_survives_odd_areas():
+    drawn = histogram(
+        {"a": np.full(5, 30.0), "b": np.array([60.0])}, dict.fromkeys("ab", (1, 2, 3))
+    )
+    assert drawn.count("<rect") == 2
+    assert "median 30 µm²" in drawn
+    assert histogram({}, {}) == ""
+    assert histogram({"a": np.zeros(3)}, {"a": (0, 0, 0)}).count("<rect") == 1
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found (apt install chromium)")
+def test_a_browser_shows_it_without_a_complaint(report, tmp_path):
+    page = tmp_path / "probe.html"
+    probe = (
+        "<script>addEventListener('error', e => document.title += ' ERROR ' + e.message);"
+        "addEventListener('load', () => {"
+        "const views = document.querySelector('.views'), figure = document.querySelector('figure');"
+        "document.querySelector('input.toggle').click();"
+        "const bare = views.classList.contains('bare');"
+        "figure.click(); const open = figure.classList.contains('open');"
+        "figure.dispatchEvent(new WheelEvent('wheel', {deltaY: -400, cancelable: true}));"
+        "const zoomed = figure.firstElementChild.style.transform.includes('scale(2.7');"
+        "const images = [...document.images].every(i => i.naturalWidth > 0);"
+        "document.body.dataset.seen = JSON.stringify({bare, open, zoomed, images});"
+        "});</script>"
+    )
+    html = report.page.read_text(encoding="utf-8")
+    page.write_text(html.replace("<main>", probe + "<main>"), encoding="utf-8")
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert "ERROR" not in done.stdout.split("</title>")[0]
+    seen = re.search(r'data-seen="([^"]*)"', done.stdout).group(1).replace("&quot;", '"')
+    assert seen == '{"bare":true,"open":true,"zoomed":true,"images":true}'
