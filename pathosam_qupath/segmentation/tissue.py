@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ from shapely.geometry.base import BaseGeometry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from pathosam_qupath.segmentation.block_plan import SegmentableSlide
+    from pathosam_qupath.segmentation.tiling import ScaledPixels
 
 MPP = 8.0
 """µm/px at which tissue is looked for; finer where a slide is small."""
@@ -42,44 +45,6 @@ _SMOOTH_UM, _RIM_UM = 8.0, 32.0
 _GAP_UM, _HOLE_UM2, _FRAGMENT_UM2, _MARGIN_UM = 32.0, 2e4, 2e3, 40.0
 
 
-class Readable(Protocol):
-    """A slide at one resolution."""
-
-    @property
-    def width(self) -> int:
-        """Pixels in x."""
-
-    @property
-    def height(self) -> int:
-        """Pixels in y."""
-
-    @property
-    def scale(self) -> tuple[float, float]:
-        """Slide pixels per pixel, in x and y."""
-
-    def read(self, x: int, y: int, width: int, height: int, /) -> NDArray[np.uint8]:
-        """RGB (height, width, 3)."""
-
-
-class LookedAt(Protocol):
-    """What looking for tissue asks of a slide."""
-
-    @property
-    def width(self) -> int:
-        """Full-resolution pixels in x."""
-
-    @property
-    def height(self) -> int:
-        """Full-resolution pixels in y."""
-
-    @property
-    def mpp(self) -> tuple[float, float]:
-        """µm per pixel in x and y."""
-
-    def at(self, mpp: float, /) -> Readable:
-        """The slide at another resolution."""
-
-
 @dataclass(frozen=True, eq=False)
 class Tissue:
     """Where a slide shows tissue.
@@ -99,15 +64,14 @@ class Tissue:
     found: bool = True
 
 
-def find_tissue(slide: LookedAt) -> Tissue:
+def find_tissue(slide: SegmentableSlide) -> Tissue:
     """Look for tissue on a slide.
 
     Raises
     ------
     ImageError : the file is damaged.
     """
-    small, mpp = _from_afar(slide)
-    picture = small.read(0, 0, small.width, small.height)
+    small, mpp, picture = _from_afar(slide)
     mask = tissue_mask(picture, mpp)
     found = bool(mask.any())
     if not found:
@@ -117,18 +81,17 @@ def find_tissue(slide: LookedAt) -> Tissue:
     return Tissue(geometry, picture, mask, float(geometry.area / whole.area), found)
 
 
-def given_tissue(slide: LookedAt, geometry: BaseGeometry) -> Tissue:
+def given_tissue(slide: SegmentableSlide, geometry: BaseGeometry) -> Tissue:
     """Tissue as somebody has outlined it.
 
     Parameters
     ----------
     geometry : polygons in full-resolution slide pixels.
     """
-    small, _ = _from_afar(slide)
-    picture = small.read(0, 0, small.width, small.height)
+    small, _, picture = _from_afar(slide)
     whole = shapely.box(0, 0, slide.width, slide.height)
     inside = shapely.intersection(geometry, whole)
-    mask = np.zeros((small.height, small.width), np.uint8)
+    mask = np.zeros(picture.shape[:2], np.uint8)
     for part in shapely.get_parts(inside):
         if part.geom_type == "Polygon":
             rings = [part.exterior, *part.interiors]
@@ -137,11 +100,16 @@ def given_tissue(slide: LookedAt, geometry: BaseGeometry) -> Tissue:
     return Tissue(inside, picture, mask > 0, float(inside.area / whole.area))
 
 
-def _from_afar(slide: LookedAt) -> tuple[Readable, float]:
-    """The slide as it is looked at, and the µm/px of that."""
+def _from_afar(slide: SegmentableSlide) -> tuple[ScaledPixels, float, NDArray[np.uint8]]:
+    """The slide as it is looked at, the µm/px of that, and its pixels."""
     extent = max(slide.width * slide.mpp[0], slide.height * slide.mpp[1])
     mpp = min(MPP, max(extent / _LEAST_SIDE, *slide.mpp))
-    return slide.at(mpp), mpp
+    small = slide.at(mpp)
+    width, height = (
+        max(1, math.floor(side / step + 1e-6))
+        for side, step in zip((slide.width, slide.height), small.scale, strict=True)
+    )
+    return small, mpp, small.read(0, 0, width, height)
 
 
 def tissue_mask(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
