@@ -175,7 +175,7 @@ def _segment(
         mode=work.options.mode,
     )
     with open_entry(plan.entry, work.options.mpp) as slide:
-        mpp = slide.mpp
+        mpp, magnification = slide.mpp, slide.magnification
         tissue = tissue_of(slide, plan.entry, work.options)
         if tissue is not None:
             record.save_picture(entry.id, "tissue.jpg", drawn(tissue))
@@ -210,7 +210,9 @@ def _segment(
     kinds = list(quality.values())
     tiles, blank, blurred = int(todo.wanted.sum()), kinds.count("blank"), kinds.count("blurred")
     areas = nuclei.geometry.area.to_numpy() * mpp[0] * mpp[1]
-    warnings = warnings_of(areas, mpp, tiles=tiles, blank=blank, blurred=blurred)
+    warnings = warnings_of(
+        areas, mpp, tiles=tiles, blank=blank, blurred=blurred, magnification=magnification
+    )
     if tissue is not None and not tissue.found:
         warnings += ("no tissue was found, so all of the image was looked at",)
     return nuclei, replace(

@@ -11,8 +11,15 @@ NUCLEI = np.random.default_rng(0).lognormal(np.log(45), 0.5, 500)
 """Areas as a tissue has them, µm²."""
 
 
-def said(areas=NUCLEI, mpp=0.25, tiles=100, blank=0, blurred=0):
-    return warnings_of(np.asarray(areas), (mpp, mpp), tiles=tiles, blank=blank, blurred=blurred)
+def said(areas=NUCLEI, mpp=0.25, tiles=100, blank=0, blurred=0, magnification=None):
+    return warnings_of(
+        np.asarray(areas),
+        (mpp, mpp),
+        tiles=tiles,
+        blank=blank,
+        blurred=blurred,
+        magnification=magnification,
+    )
 
 
 def test_a_pixel_size_wrong_by_two_is_told_with_the_one_to_try():
@@ -23,6 +30,16 @@ def test_a_pixel_size_wrong_by_two_is_told_with_the_one_to_try():
     [large] = said(NUCLEI * 4)
     assert "--mpp 0.125" in large
     assert said(NUCLEI[:5] / 4) == ()
+
+
+@pytest.mark.parametrize(
+    ("mpp", "magnification", "told"),
+    [(0.25, 40, False), (0.23, 40, False), (0.5, 20, False), (0.25, 20, True), (0.5, 40, True)],
+)
+def test_a_pixel_size_against_the_files_objective_is_told(mpp, magnification, told):
+    found = said(mpp=mpp, magnification=magnification)
+    assert bool(found) is told
+    assert not told or f"scanned at {magnification}x" in found[0]
 
 
 def test_tiles_out_of_focus_and_blank_ones_are_told():

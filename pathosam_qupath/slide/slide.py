@@ -74,6 +74,7 @@ class Slide:
     width, height : full-resolution pixels after crop and rotation.
     mpp : (x, y) micrometres per full-resolution pixel, along the frame's axes.
     levels : the file's resolutions, in the file's own frame.
+    magnification : objective power as the file says, or None; a hint, never a pixel size.
     """
 
     def __init__(self, source: PixelSource, frame: Frame, mpp: tuple[float, float]) -> None:
@@ -82,6 +83,7 @@ class Slide:
         self.width, self.height = frame.size
         self.mpp = mpp
         self.levels: tuple[Level, ...] = source.levels
+        self.magnification = source.magnification
 
     def at(self, mpp: float) -> ScaledSlide:
         """Return the slide as seen at ``mpp`` micrometres per pixel.
