@@ -108,12 +108,18 @@ def block_identity(
             "weights_hash": model.info.weights_hash,
             "mpp": model.info.mpp,
             "device": model.device.partition(":")[0],
+            "precision": precision(model),
         },
         "options": chosen,
         "image": {"content": None if image is None else image_digest(image), "frame": seen},
         "annotations": region,
         "blocks": digest.hexdigest(),
     }
+
+
+def precision(model: NucleusModel) -> str:
+    """In which numbers a network computes, where it has a choice: its maps depend on it."""
+    return str(getattr(model, "dtype", "float32")).removeprefix("torch.")
 
 
 def image_digest(path: Path) -> str:

@@ -97,7 +97,7 @@ class RunManifest:
     ----------
     created, finished : UTC, ISO 8601; ``finished`` is None while the run goes on and
         stays None when it was cut off.
-    model : name, weights hash, µm/px, tile, halo, classes, thresholds, device.
+    model : name, weights hash, µm/px, tile, halo, classes, thresholds, device, precision.
     options : the run's options as given.
     versions : of this package, Python, the libraries, QuPath.
     class_colors : (red, green, blue) by the project's class names.
