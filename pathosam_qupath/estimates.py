@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pathosam_qupath.disk_space import bytes_needed
+from pathosam_qupath.errors import RunError
 from pathosam_qupath.model.interface import ModelInfo, Postprocessing
 from pathosam_qupath.run_record import open_run, run_ids
 from pathosam_qupath.segmentation.block_plan import CONTEXT
@@ -80,7 +81,10 @@ def estimate(plans: Sequence[EntryPlan], rate: Rate | None) -> list[Estimate]:
 def earlier_rate(project_folder: Path, model_name: str, device: str | None = None) -> Rate | None:
     """The rate of the latest run of a project with a model; None where there was none."""
     for run in reversed(run_ids(project_folder)):
-        manifest = open_run(project_folder, run).manifest
+        try:
+            manifest = open_run(project_folder, run).manifest
+        except RunError:
+            continue  # `runs` tells of a damaged record; an estimate can do without
         done = [e for e in manifest.entries if e.tiles and e.seconds]
         same = manifest.model.get("name") == model_name
         if same and done and device in (None, manifest.model.get("device")):

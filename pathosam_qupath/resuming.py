@@ -63,7 +63,12 @@ def find_run(
     """
     if wanted is None or (wanted == "auto" and not run_ids(project_folder)):
         return Continuation()
-    record = open_run(project_folder, "last" if wanted == "auto" else wanted)
+    try:
+        record = open_run(project_folder, "last" if wanted == "auto" else wanted)
+    except RunError as error:
+        if wanted != "auto" or retry_failed:
+            raise
+        return Continuation(note=f"{error} A new run begins.")
     then = record.manifest
     undone = any(entry.state == "rolled back" for entry in then.entries)
     if wanted == "auto" and (undone or (then.finished is not None and not retry_failed)):

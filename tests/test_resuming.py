@@ -18,6 +18,7 @@ from ihc_project import IhcProject
 
 from pathosam_qupath import batch
 from pathosam_qupath.errors import RunError
+from pathosam_qupath.estimates import earlier_rate
 from pathosam_qupath.rollback import roll_back
 from pathosam_qupath.run_lock import locked
 from pathosam_qupath.run_record import file_hash, open_run, run_ids
@@ -179,3 +180,15 @@ def test_one_process_at_a_time_works_on_a_run(ihc):
     with locked(record.folder), pytest.raises(RunError, match=f"process {os.getpid()}"):
         treat(ihc.path, ihc.moved, resume="auto")
     assert treat(ihc.path, ihc.moved, resume="auto").manifest.finished is not None
+
+
+def test_a_damaged_record_of_the_last_run_does_not_stop_a_new_one(ihc):
+    first = treat(ihc.path, ihc.moved, stop=StopAfter(1))
+    (first.folder / "manifest.json").write_text("{", encoding="utf-8")
+    assert earlier_rate(ihc.path, "cheap") is None
+    seen = []
+    again = treat(ihc.path, ihc.moved, resume="auto", report=seen.append)
+    assert again.manifest.finished is not None
+    assert any("A new run begins" in p.note for p in seen if p.note)
+    with pytest.raises(RunError, match="cannot be read"):
+        treat(ihc.path, ihc.moved, resume=first.manifest.run)
