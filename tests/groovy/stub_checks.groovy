@@ -120,8 +120,8 @@ data.updateServerMetadata(new ImageServerMetadata.Builder(data.server.metadata).
 data.imageType = ImageData.ImageType.BRIGHTFIELD_H_E
 PathObject tumor = rectangle(10, 260, 240, 240, 'Tumor')
 PathObject other = rectangle(260, 10, 240, 490, null)
-PathObject nested = rectangle(20, 380, 110, 110, 'Stroma')
-PathObject drawn = rectangle(60, 420, 9, 9, 'Epithelial', PathObjects.&createDetectionObject)
+PathObject nested = rectangle(120, 270, 120, 220, 'Stroma')
+PathObject drawn = rectangle(160, 420, 9, 9, 'Epithelial', PathObjects.&createDetectionObject)
 data.hierarchy.addObjects([tumor, other, rectangle(260, 10, 240, 250, 'Ignore*')])
 tumor.addChildObjects([nested])
 nested.addChildObjects([drawn])

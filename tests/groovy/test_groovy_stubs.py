@@ -93,7 +93,7 @@ def test_nuclei_arrive_as_detections_under_their_annotation_in_one_event(met):
 def test_a_nucleus_goes_under_the_smallest_annotation_that_holds_it(met):
     for one in nuclei(met["first"]["objects"]):
         x, y = one["centre"]
-        inside = 20 <= x <= 130 and 380 <= y <= 490
+        inside = 120 <= x <= 240 and 270 <= y <= 490
         assert one["parent"] == met["ids"]["nested" if inside else "tumor"]
 
 
