@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 from pathosam_qupath import __version__
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.model.adopted import user_folder
 from pathosam_qupath.run_record import utc_now
 from pathosam_qupath.server.guard import LOOPBACK, PROTOCOL, Access
-from pathosam_qupath.server.state import ServerState, StateFolder, default_folder, new_token
+from pathosam_qupath.server.state import ServerState, StateFolder, new_token
 
 if TYPE_CHECKING:
     import uvicorn
@@ -75,18 +76,16 @@ def serve(options: ServeOptions, started: Callable[[ServerState, Path], None]) -
     """
     check_tls(options)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
-    with StateFolder(options.state or default_folder()) as state, _bound(options) as listening:
+    with StateFolder(options.state or user_folder()) as state, _bound(options) as listening:
         from pathosam_qupath.server.app import Settings, create_app
 
         port = int(listening.getsockname()[1])
         token = new_token()
-        names = {*LOOPBACK, *(name.lower() for name in options.names)}
-        if not options.is_local and options.host not in _EVERYWHERE:
-            names.add(f"[{options.host}]" if ":" in options.host else options.host.lower())
+        names = {*LOOPBACK, *options.names, _reached_at(options)}
         secure = options.tls_cert is not None
         app, server = create_app(
             Settings(options.model, options.device, _roots(options), state.folder("results")),
-            Access(token, frozenset(names), port, secure),
+            Access(token, frozenset(map(str.lower, names)), port, secure),
         )
         described = ServerState(
             url=f"{'https' if secure else 'http'}://{_reached_at(options)}:{port}",
@@ -142,6 +141,7 @@ def remote_warning(options: ServeOptions) -> str | None:
             "token and the images. An SSH tunnel is safer: leave --host out and run "
             f"`ssh -L {PORT}:127.0.0.1:{PORT} user@this-machine` on the other one."
         )
+    said += f" It answers to the name {_reached_at(options)}; add others with --name."
     if options.roots is None:
         said += " It opens no files of this machine; allow folders with --root."
     return said

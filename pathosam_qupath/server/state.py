@@ -55,12 +55,6 @@ class ServerState:
         return {name: value for name, value in asdict(self).items() if name != "token"}
 
 
-def default_folder() -> Path:
-    """``$PATHOSAM_HOME``, or ``~/.pathosam-qupath``."""
-    given = os.environ.get("PATHOSAM_HOME")
-    return Path(given) if given else Path.home() / ".pathosam-qupath"
-
-
 def new_token() -> str:
     """A token of 256 random bits, 43 characters that need no quoting in a URL."""
     return secrets.token_urlsafe(32)
