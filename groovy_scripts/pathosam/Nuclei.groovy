@@ -1,8 +1,10 @@
 package pathosam
 
+import groovy.transform.CompileDynamic
 import groovy.transform.CompileStatic
 import org.locationtech.jts.geom.Geometry
 import org.locationtech.jts.index.strtree.STRtree
+import qupath.lib.geom.Point2
 import qupath.lib.measurements.MeasurementList
 import qupath.lib.measurements.MeasurementListFactory
 import qupath.lib.objects.PathObject
@@ -16,8 +18,8 @@ import qupath.lib.roi.interfaces.ROI
 /**
  * The server's features as detections, and which detections are as they were written.
  *
- * A detection names its run in its metadata, and carries a fingerprint (vertices, area,
- * centroid, class) with which a later run can tell whether a person has edited it. QuPath
+ * A detection names its run in its metadata, and carries a fingerprint (number of vertices, area,
+ * mean of the vertices, class) with which a later run can tell whether a person has edited it. QuPath
  * hides metadata that begin with an underscore from its tables.
  */
 @CompileStatic
@@ -31,6 +33,9 @@ class Nuclei {
 
     /** Pixels. QuPath 0.6 and later round vertices to 0.01 px when they load some shapes. */
     static final double TOLERANCE = 0.02
+
+    /** What that rounding can do to the mean of the vertices. A dragged vertex does more. */
+    static final double ROUNDED = 0.01
 
     /** A new nucleus is dropped where it shares more than this of the smaller one's area. */
     static final double OVERLAP = 0.5
@@ -59,8 +64,8 @@ class Nuclei {
         if (feature.id) {
             object.ID = UUID.fromString(feature.id as String)
         }
-        object.metadata.put(RUN, run)
-        object.metadata.put(WRITTEN, fingerprint(object))
+        store(object, RUN, run)
+        store(object, WRITTEN, fingerprint(object))
         object
     }
 
@@ -97,7 +102,14 @@ class Nuclei {
     /** What a detection looks like, in a few words. */
     static String fingerprint(PathObject object) {
         ROI roi = object.ROI
-        String.format(Locale.ROOT, '%d %.3f %.3f %.3f %s', roi.numPoints, roi.getArea(), roi.centroidX, roi.centroidY,
+        double x = 0
+        double y = 0
+        for (Point2 vertex : roi.allPoints) {
+            x += vertex.x
+            y += vertex.y
+        }
+        int count = roi.numPoints
+        String.format(Locale.ROOT, '%d %.3f %.4f %.4f %s', count, roi.getArea(), x / count, y / count,
             object.pathClass ?: '')
     }
 
@@ -133,7 +145,7 @@ class Nuclei {
             return false
         }
         double tolerance = Math.max(TOLERANCE * object.ROI.length, TOLERANCE)
-        near(then[1], now[1], tolerance) && near(then[2], now[2], TOLERANCE) && near(then[3], now[3], TOLERANCE)
+        near(then[1], now[1], tolerance) && near(then[2], now[2], ROUNDED) && near(then[3], now[3], ROUNDED)
     }
 
     /** Those of new detections that lie on none of the kept by more than OVERLAP of the smaller. */
@@ -165,6 +177,16 @@ class Nuclei {
     static boolean drawn(Map geometry) {
         List rings = geometry?.coordinates as List
         rings && (geometry.type != 'Polygon' || (rings[0] as List).size() >= TRIANGLE)
+    }
+
+    /** Until QuPath 0.5 the metadata of a detection are shown read-only, and stored by another method. */
+    @CompileDynamic
+    private static void store(PathObject object, String key, String value) {
+        try {
+            object.metadata.put(key, value)
+        } catch (UnsupportedOperationException ignored) {
+            object.storeMetadataValue(key, value)
+        }
     }
 
     private static boolean near(String one, String other, double tolerance) {

@@ -114,7 +114,7 @@ Class.forName('qupath.lib.images.servers.ImageServers')
 Project<BufferedImage> project = Projects.createProject(made(new File(folder, 'project')), BufferedImage)
 Object entry = project.addImage(ImageServerProvider.buildServer(image.path, BufferedImage).builder)
 entry.imageName = 'tissue'
-PathClass.fromString('Epithelial', ColorTools.packRGB(1, 2, 3))
+PathClass.fromString('Connective', ColorTools.packRGB(1, 2, 3))
 ImageData data = entry.readImageData()
 data.updateServerMetadata(new ImageServerMetadata.Builder(data.server.metadata).pixelSizeMicrons(0.6, 0.6).build())
 data.imageType = ImageData.ImageType.BRIGHTFIELD_H_E
@@ -160,7 +160,7 @@ tell 'undone', stub('undo_last_run', context(project, data))
 
 // By class, and everything without dialogs; the area of Ignore* is left out.
 tell 'by_class', stub('segment_class', context(project, data, [:], ['PathoSAM: segment nuclei': 'Stroma']))
-tell 'batch', stub('segment_batch', context(project, data, [classes: 'Connective = -'], [:], [annotations: 'all']))
+tell 'batch', stub('segment_batch', context(project, data, [classes: 'Epithelial = -'], [:], [annotations: 'all']))
 tell 'reviewed', stub('mark_reviewed', context(project, data))
 
 // Saved, read again: what was written is still known.
