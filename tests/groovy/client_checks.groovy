@@ -68,7 +68,7 @@ Map square = [type: 'FeatureCollection', features: [[type: 'Feature', id: region
     type: 'Polygon', coordinates: [[[20, 20], [280, 20], [280, 280], [20, 280], [20, 20]]]]]]]
 Watch watch = new Watch()
 Map job = client.run([kind: 'segment', image: image, regions: square,
-    options: [classes: [Inflammatory: false, Epithelial: 'Tumor']]], watch)
+    options: [classes: [Inflammatory: false, Connective: 'Stroma']]], watch)
 List<Map> features = []
 tell 'handed_over', client.result(job.id) { Map one -> features << one }
 tell 'job', job
@@ -86,9 +86,10 @@ tell 'sent', client.run([kind: 'segment', image: sent], null).state
 client.closeImage(sent)
 tell 'closed', failure { client.run([kind: 'segment', image: sent], null) }
 
-// Cancel, as soon as the job says anything.
+// Cancel, as soon as the job says anything; magnified, the image takes many tiles.
+String large = client.openImage(path: tissue, mpp: 3.2d)
 Watch impatient = new Watch(wish: { Watch one -> !one.messages.empty })
-tell 'cancelled', failure { client.run([kind: 'segment', image: image], impatient) }
+tell 'cancelled', failure { client.run([kind: 'segment', image: large], impatient) }
 tell 'cancelled_state', client.jobs().first().state
 
 // What it may not do.
@@ -120,7 +121,7 @@ Watch killer = new Watch(wish: { Watch one ->
     }
     false
 })
-tell 'killed', failure { client.run([kind: 'segment', image: image], killer) }
+tell 'killed', failure { client.run([kind: 'segment', image: large], killer) }
 tell 'stale_file', server.state() != null
 tell 'stale_answer', new PathosamClient(server).answering()
 Map again = client.connect(null, words + ['--model', tiny])

@@ -72,8 +72,8 @@ def test_the_result_arrives_feature_by_feature(met):
 
 
 def test_classes_are_called_as_the_project_calls_them(met):
-    assert set(met["classes"]) <= {"Tumor", "Connective"}
-    assert "Tumor" in met["classes"]
+    assert set(met["classes"]) <= {"Epithelial", "Stroma"}
+    assert "Stroma" in met["classes"]
 
 
 def test_pixels_can_be_sent_instead_of_a_path(met):
