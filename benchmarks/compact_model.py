@@ -1,10 +1,10 @@
-"""Megapixels per second of the bundled model alone, by number of threads and size of tile.
+"""Speed of the bundled model: the network alone, the whole pipeline, prompts.
 
-    python benchmarks/compact_model.py [--repeats 5]
+    python benchmarks/compact_model.py [--repeats 5] [--side 4096]
 
 Prints the best of some repetitions: wall-clock and processor seconds. "Useful" leaves out
 the halo, which neighbouring tiles compute again. On a busy machine the processor seconds
-are the figure to compare.
+are the figure to compare. The tissue is that of `segmentation.py`.
 """
 
 from __future__ import annotations
@@ -15,40 +15,83 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from skimage.data import immunohistochemistry
+from segmentation import MirroredTissue
 
 from pathosam_qupath.model import load_model
+from pathosam_qupath.model.compact import CompactModel
+from pathosam_qupath.model.prompts import Prompt
+from pathosam_qupath.model.weights import load_weights
+from pathosam_qupath.segmentation.pipeline import segment
 
 
 def main() -> None:
+    """Print three tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--side", type=int, default=4096, help="of the pipeline's region")
+    arguments = parser.parse_args()
     model = load_model(device="cpu")
+    assert isinstance(model, CompactModel)
+    print_network(model, arguments.repeats)
+    print_pipeline(model, arguments.side)
+    print_prompts(model, arguments.repeats)
+
+
+def print_network(model: CompactModel, repeats: int) -> None:
+    """Megapixels per second by arithmetic, threads and size of tile."""
+    from pathosam_qupath.model import bundled_weights
+
+    network, description = load_weights(bundled_weights()[0])
+    exact = CompactModel(network, description, weights_hash="", device="cpu", dtype=torch.float32)
+    tissue = MirroredTissue(1024, model.info.mpp)
     halo = model.info.halo
-    picture = np.tile(immunohistochemistry(), (2, 2, 1))
-    print(f"{'threads':>7} {'tile':>5} {'MP/s':>6} {'useful':>6} {'MP per CPU second':>18}")
-    for threads in sorted({1, torch.get_num_threads()}):
-        torch.set_num_threads(threads)
-        for side in (512, model.info.tile, 1024):
-            tile = picture[None, :side, :side]
-            model.predict(tile)
-            wall, cpu = _best(model.predict, tile, repeats)
-            megapixels, useful = side**2 / 1e6, (side - 2 * halo) ** 2 / 1e6
-            print(
-                f"{threads:7d} {side:5d} {megapixels / wall:6.2f} {useful / wall:6.2f}"
-                f" {megapixels / cpu:18.2f}"
-            )
+    print(
+        f"{'in':>9} {'threads':>7} {'tile':>5} {'MP/s':>6} {'useful':>6} {'MP per CPU second':>18}"
+    )
+    for one in {model.info.precision: model, "float32": exact}.values():
+        for threads in sorted({1, torch.get_num_threads()}):
+            torch.set_num_threads(threads)
+            for side in (512, 1024):
+                tile = tissue.read(0, 0, side, side)[None]
+                wall, cpu = _best(lambda one=one, tile=tile: one.predict(tile), repeats)
+                megapixels, useful = side**2 / 1e6, (side - 2 * halo) ** 2 / 1e6
+                print(
+                    f"{one.info.precision:>9} {threads:7d} {side:5d} {megapixels / wall:6.2f}"
+                    f" {useful / wall:6.2f} {megapixels / cpu:18.2f}"
+                )
 
 
-def _best(
-    predict: Callable[[NDArray[np.uint8]], object], tile: NDArray[np.uint8], repeats: int
-) -> tuple[float, float]:
+def print_pipeline(model: CompactModel, side: int) -> None:
+    """Megapixels per second of the whole: tiles to measured polygons."""
+    tissue = MirroredTissue(side, model.info.mpp)
+    wall, cpu = time.perf_counter(), time.process_time()
+    nuclei = len(segment(tissue, None, model))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    print(
+        f"\npipeline {side} x {side}: {nuclei:,} nuclei, {side**2 / 1e6 / wall:.2f} MP/s,"
+        f" {side**2 / 1e6 / cpu:.2f} MP per CPU second"
+    )
+
+
+def print_prompts(model: CompactModel, repeats: int) -> None:
+    """Milliseconds of an embedding and of a further click on it."""
+    tile = MirroredTissue(1024, model.info.mpp).read(0, 0, model.info.tile, model.info.tile)
+    embedding = model.embed(tile)
+    wall, _ = _best(lambda: model.embed(tile), repeats)
+    clicks = [Prompt(points=((100.0 + 17 * i, 300.0 + 11 * i),)) for i in range(20)]
+    times = [_best(lambda p=p: model.prompt(embedding, [p]), 1)[0] for p in clicks]
+    print(
+        f"\nembedding {1e3 * wall:.0f} ms, {embedding.nbytes / 1e6:.0f} MB;"
+        f" a click on it {1e3 * np.median(times):.0f} ms (median of {len(times)})"
+    )
+
+
+def _best(run: Callable[[], object], repeats: int) -> tuple[float, float]:
+    run()
     walls, cpus = [], []
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
-        predict(tile)
+        run()
         walls.append(time.perf_counter() - wall)
         cpus.append(time.process_time() - cpu)
     return min(walls), min(cpus)

@@ -362,16 +362,22 @@ def evaluate(
     mpp: Annotated[
         float, typer.Option(metavar="µm/px", help="Pixel size of images without one.")
     ] = 0.25,
+    prompts: Annotated[
+        bool, typer.Option("--prompts", help="Also prompt each nucleus: mean IoU of the answers.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a model's nuclei with outlined ones: F1, mSA, AJI, PQ, class accuracy."""
     from pathosam_qupath.console import evaluation_progress, show
     from pathosam_qupath.corrections.evaluation import evaluate as evaluate_model
+    from pathosam_qupath.corrections.prompt_evaluation import with_prompts
     from pathosam_qupath.tables import evaluation_table
 
     loaded = load_as_told(model, device)
     with evaluation_progress() as progress:
         report = evaluate_model(loaded, data, mpp, progress=progress)
+    if prompts:
+        report = with_prompts(report, loaded, data, mpp)
     show(report, evaluation_table, as_json)
 
 

@@ -308,13 +308,19 @@ def demo_table(demo: Demo) -> Group:
 
 
 def evaluation_table(report: Mapping[str, Any]) -> Table:
-    """The scores of ``evaluate``, a row per source and their mean."""
+    """The scores of ``evaluate``, a row per source and their mean, and those of prompts."""
     columns = ("images", "nuclei", "f1_50", "msa", "aji", "pq", "class_accuracy")
+    prompted = report.get("prompts", {"sources": {}, "mean": {}})
     table = Table()
-    for name in ("source", *columns):
+    for name in ("source", *columns, *(f"{kind} IoU" for kind in prompted["mean"])):
         table.add_column(name, justify="left" if name == "source" else "right")
     for source, scores in [*report["sources"].items(), ("mean", report["mean"])]:
-        table.add_row(_text(source), *(_number(scores.get(name)) for name in columns))
+        answers = prompted["mean"] if source == "mean" else prompted["sources"].get(source, {})
+        table.add_row(
+            _text(source),
+            *(_number(scores.get(name)) for name in columns),
+            *(_number(answers.get(kind)) for kind in prompted["mean"]),
+        )
     return table
 
 

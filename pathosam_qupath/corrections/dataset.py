@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,14 +18,21 @@ from numpy.typing import NDArray
 
 from pathosam_qupath.corrections.augmentation import (
     AugmentationConfig,
+    Density,
     random_affine,
     random_colors,
     random_optics,
     random_scale,
+    random_warp,
 )
+from pathosam_qupath.corrections.copy_paste import with_pasted_nuclei
 from pathosam_qupath.corrections.samples import IGNORED_TYPE, Sample, median_diameter
-from pathosam_qupath.corrections.targets import target_maps
+from pathosam_qupath.corrections.targets import target_maps, touching
 from pathosam_qupath.errors import UsageError
+
+#: What ``cv2.remap`` takes where its first map holds both coordinates. Its stubs ask for an
+#: array, but an empty one makes OpenCV 5.0 hang now and then.
+_ONE_MAP: Any = None
 
 
 @dataclass(frozen=True)
@@ -35,13 +43,16 @@ class Batch:
     ----------
     images : (n, side, side, 3) uint8 RGB.
     maps : (n, 4, side, side) uint8: foreground, centre distance, boundary distance (0…1
-        as 0…255), and 255 where the crop lies inside its image and is not to be ignored.
+        as 0…255), and what a pixel counts: 0 outside of the image or to be ignored, 128
+        inside, 255 between nuclei that touch.
     types : (n, side, side) uint8: class index, or 255 where none is to be learnt.
+    labels : (n, side, side) uint16 instance ids, 0 background and outside of the image.
     """
 
     images: NDArray[np.uint8]
     maps: NDArray[np.uint8]
     types: NDArray[np.uint8]
+    labels: NDArray[np.uint16]
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,9 @@ class _Level:
     image: NDArray[np.uint8]
     maps: NDArray[np.uint8]
     types: NDArray[np.uint8] | None
+    labels: NDArray[np.uint16]
     mpp: float
+    density: Density
 
 
 class CropSource:
@@ -76,6 +89,9 @@ class CropSource:
         assumed_diameter_um: float,
         augmentation: AugmentationConfig,
     ) -> None:
+        # Crops are made beside the network, in a thread of ours; OpenCV's own threads gain
+        # nothing on them, and hung when several of ours called it (seen with OpenCV 5.0).
+        cv2.setNumThreads(1)
         self.mpp = mpp
         self.side = side
         self.augmentation = augmentation
@@ -83,6 +99,7 @@ class CropSource:
         for type_id, index in class_of_type.items():
             lookup[type_id] = index
         self._pyramids: dict[str, list[list[_Level]]] = {}
+        self._pasted: dict[str, list[list[_Level]]] = {}
         self.class_pixels = np.zeros(max(class_of_type.values(), default=-1) + 1, np.int64)
         for sample in samples:
             diameter = median_diameter(sample.labels)
@@ -95,6 +112,10 @@ class CropSource:
                 )
             pyramid = _pyramid(sample, size, lookup)
             self._pyramids.setdefault(sample.source, []).append(pyramid)
+            if augmentation.paste_probability > 0:
+                crowded = with_pasted_nuclei(sample, np.random.default_rng(sample.labels.sum()))
+                crowded_pyramid = _pyramid(crowded, size, lookup)
+                self._pasted.setdefault(sample.source, []).append(crowded_pyramid)
             types = pyramid[0].types
             if types is not None:
                 known = types[(types != IGNORED_TYPE) & (pyramid[0].maps[..., 0] > 0)]
@@ -102,6 +123,7 @@ class CropSource:
         if not self._pyramids:
             raise UsageError("training data", "no sample was found", "Give folders with images.")
         self.sources = sorted(self._pyramids)
+        self._densities = [p[0].density for s in self.sources for p in self._pyramids[s]]
         chances = np.array([weights.get(source, 1.0) for source in self.sources])
         self._chances = chances / chances.sum()
 
@@ -109,14 +131,21 @@ class CropSource:
         """The batch of a step: the same for the same seed and step."""
         rng = np.random.default_rng([seed, step])
         crops = [self._crop(rng) for _ in range(size)]
-        images, maps, types = zip(*crops, strict=True)
-        return Batch(np.stack(images), np.stack(maps).transpose(0, 3, 1, 2), np.stack(types))
+        images, maps, types, labels = zip(*crops, strict=True)
+        return Batch(
+            np.stack(images),
+            np.stack(maps).transpose(0, 3, 1, 2),
+            np.stack(types),
+            np.stack(labels),
+        )
 
     def _crop(
         self, rng: np.random.Generator
-    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16]]:
         source = self.sources[rng.choice(len(self.sources), p=self._chances)]
-        pyramid = self._pyramids[source][rng.integers(len(self._pyramids[source]))]
+        pasted = rng.random() < self.augmentation.paste_probability
+        pyramids = (self._pasted if pasted else self._pyramids)[source]
+        pyramid = pyramids[rng.integers(len(pyramids))]
         wanted = self.mpp / random_scale(rng, self.augmentation)
         # The coarsest level that is at most a quarter coarser than the crop.
         fine_enough = [level for level in pyramid if level.mpp <= 1.25 * wanted]
@@ -125,33 +154,37 @@ class CropSource:
         matrix = random_affine(
             rng, self.augmentation, level.mpp / wanted, (height, width), self.side
         )
-        size = (self.side, self.side)
-        warped = cv2.warpAffine(level.image, matrix, size, borderMode=cv2.BORDER_REFLECT_101)
+        at = random_warp(rng, self.augmentation, matrix, self.side)
+        linear, nearest = cv2.INTER_LINEAR, cv2.INTER_NEAREST
+        warped = cv2.remap(level.image, at, _ONE_MAP, linear, borderMode=cv2.BORDER_REFLECT_101)
         image = np.asarray(warped, np.uint8)
-        maps = np.asarray(cv2.warpAffine(level.maps, matrix, size), np.uint8)
-        types = np.full(size, IGNORED_TYPE, np.uint8)
+        maps = np.asarray(cv2.remap(level.maps, at, _ONE_MAP, linear), np.uint8)
+        types = np.full((self.side, self.side), IGNORED_TYPE, np.uint8)
         if level.types is not None:
-            nearest = cv2.INTER_NEAREST
-            warped = cv2.warpAffine(
-                level.types, matrix, size, flags=nearest, borderValue=IGNORED_TYPE
-            )
+            warped = cv2.remap(level.types, at, _ONE_MAP, nearest, borderValue=IGNORED_TYPE)
             types = np.asarray(warped, np.uint8)
+        labels = np.asarray(cv2.remap(level.labels, at, _ONE_MAP, nearest), np.uint16)
         if rng.random() < self.augmentation.color_probability:
-            image = random_colors(rng, self.augmentation, image)
-        return random_optics(rng, self.augmentation, image), maps, types
+            other = self._densities[rng.integers(len(self._densities))]
+            image = random_colors(rng, self.augmentation, image, pyramid[0].density, other)
+        return random_optics(rng, self.augmentation, image), maps, types, labels
 
 
 def _pyramid(sample: Sample, mpp: float, class_lookup: NDArray[np.uint8]) -> list[_Level]:
     image = sample.image
     maps = np.empty((*sample.labels.shape, 4), np.uint8)
     maps[..., :3] = (target_maps(sample.labels) * 255 + 0.5).transpose(1, 2, 0)
-    maps[..., 3] = 255 if sample.ignore is None else np.where(sample.ignore, 0, 255)
+    maps[..., 3] = np.where(touching(sample.labels), 255, 128)
+    if sample.ignore is not None:
+        maps[sample.ignore, 3] = 0
     types = None
     if sample.types is not None:
         types = np.where(
             (sample.labels > 0) & (maps[..., 3] > 0), class_lookup[sample.types], IGNORED_TYPE
         )
-    levels = [_Level(image, maps, types, mpp)]
+    labels = sample.labels.astype(np.uint16)
+    density = Density.of(image)
+    levels = [_Level(image, maps, types, labels, mpp, density)]
     while min(image.shape[:2]) >= 64 and len(levels) < 4:
         size = (image.shape[1] // 2, image.shape[0] // 2)
         # An odd last row or column is cut off, so that pixels stay aligned.
@@ -159,5 +192,6 @@ def _pyramid(sample: Sample, mpp: float, class_lookup: NDArray[np.uint8]) -> lis
         image = np.asarray(cv2.resize(image[even], size, interpolation=cv2.INTER_AREA), np.uint8)
         maps = np.asarray(cv2.resize(maps[even], size, interpolation=cv2.INTER_AREA), np.uint8)
         types = None if types is None else np.ascontiguousarray(types[even][::2, ::2])
-        levels.append(_Level(image, maps, types, levels[-1].mpp * 2))
+        labels = np.ascontiguousarray(labels[even][::2, ::2])
+        levels.append(_Level(image, maps, types, labels, levels[-1].mpp * 2, density))
     return levels

@@ -70,7 +70,6 @@ def with_classes(
         assert head.out.bias is not None and old.bias is not None
         # Below the others, so that a class nobody has taught yet is never chosen.
         head.out.bias.fill_(float(old.bias.min()) - 4.0)[: old.out_channels] = old.bias
-    head.classes = count
     network.config = replace(network.config, classes=count)
     return network, replace(
         description,

@@ -16,6 +16,15 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 
+def touching(labels: NDArray[np.int32], reach: int = 3) -> NDArray[np.bool_]:
+    """Pixels that have two nuclei within ``reach`` pixels of them (in x and in y)."""
+    window = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    numbers = labels.astype(np.float32)
+    highest = cv2.dilate(numbers, window)
+    lowest = cv2.erode(np.where(labels > 0, numbers, np.float32(np.inf)), window)
+    return np.asarray((highest > 0) & (lowest < highest), np.bool_)
+
+
 def target_maps(labels: NDArray[np.int32]) -> NDArray[np.float32]:
     """Foreground, centre distance and boundary distance of an instance mask.
 

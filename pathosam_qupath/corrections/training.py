@@ -14,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from torch import Tensor
 from pathosam_qupath.corrections.dataset import Batch, CropSource
 from pathosam_qupath.corrections.evaluation import evaluate_samples
 from pathosam_qupath.corrections.losses import class_loss, map_loss
+from pathosam_qupath.corrections.muon import Muon
+from pathosam_qupath.corrections.prompt_training import train_prompts
 from pathosam_qupath.corrections.samples import Sample, is_sample_folder, read_samples
 from pathosam_qupath.corrections.training_config import TrainingConfig
 from pathosam_qupath.errors import ModelError, UsageError
@@ -34,6 +36,8 @@ from pathosam_qupath.model.weights import CompactDescription, load_weights, save
 
 #: Files in the output folder.
 BEST, LAST, CHECKPOINT, LOG = "best.safetensors", "last.safetensors", "checkpoint.pt", "log.jsonl"
+#: The best weights with a prompt decoder that was trained for them, and its curve.
+WITH_PROMPTS, PROMPT_LOG = "model.safetensors", "prompts.jsonl"
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,10 @@ def train(
         names as `train` and `validation`.
     out : folder of the run: `best.safetensors` and `last.safetensors` are models,
         `checkpoint.pt` is where the run goes on when it is called again, `log.jsonl` the
-        curve.
-    initial : weights to start from, for fine-tuning; the network's shape must fit.
+        curve; `model.safetensors` is the best one with its prompt decoder, where the
+        configuration asks for prompts.
+    initial : weights to start from, for fine-tuning; the network's shape must fit. A prompt
+        decoder that it lacks begins untrained.
 
     Raises
     ------
@@ -105,7 +111,42 @@ def train(
     run = _Run(config, out, device, initial, crops.class_pixels)
     run.resume()
     run.go_on(crops, data.validation, progress)
-    return out / (BEST if (out / BEST).exists() else LAST)
+    best = out / (BEST if (out / BEST).exists() else LAST)
+    if not config.prompts.steps:
+        return best
+    final = out / WITH_PROMPTS
+    if not final.exists() or final.stat().st_mtime < best.stat().st_mtime:
+        _finish(config, best, final, crops, device, initial)
+    return final
+
+
+def _finish(
+    config: TrainingConfig,
+    best: Path,
+    final: Path,
+    crops: CropSource,
+    device: str,
+    initial: Path | None,
+) -> None:
+    """Train the prompt decoder on the best weights and save both together."""
+    trained, description = load_weights(best)
+    torch.manual_seed(config.seed)
+    network = CompactNetwork(replace(trained.config, prompts=True))
+    if initial is not None:
+        begun, _ = load_weights(initial)
+        if begun.prompts is not None:
+            network.load_state_dict(begun.state_dict())
+    network.load_state_dict(trained.state_dict(), strict=False)
+    description = replace(description, network=network.config)
+    log = best.with_name(PROMPT_LOG)
+
+    def progress(step: int, loss: float, overlap: float) -> None:
+        line = {"step": step, "steps": config.prompts.steps, "loss": loss, "iou": overlap}
+        with log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    train_prompts(network, crops, config.prompts, config.seed, device=device, progress=progress)
+    save_weights(final, network.cpu(), description)
 
 
 def read_training_data(config: TrainingConfig, data_dirs: Iterable[Path]) -> TrainingData:
@@ -170,8 +211,12 @@ class _Run:
             self._start_from(initial)
         self.network.to(device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.network, config.weight_decay), lr=config.learning_rate
+        self.optimizers = _optimizers(self.network, config)
+        self.replicas = [self.network]
+        self.replicas += [_sharing_parameters(self.network) for _ in range(config.shards - 1)]
+        parallel = config.shards > 1 and device == "cpu"
+        self.pool = ThreadPoolExecutor(
+            config.shards, "shard", initializer=_one_thread if parallel else None
         )
         self.step, self.seconds, self.best_score = 0, 0.0, -1.0
         # Rare classes weigh more, by the root of their rarity.
@@ -182,13 +227,13 @@ class _Run:
 
     def _start_from(self, initial: Path) -> None:
         network, description = load_weights(initial)
-        if description.network != self.config.network:
+        if replace(description.network, prompts=False) != self.config.network:
             raise ModelError(
                 initial,
                 f"its network {description.network} is not the configuration's",
                 "Take the configuration that the model was trained with.",
             )
-        self.network.load_state_dict(network.state_dict())
+        self.network.load_state_dict(network.state_dict(), strict=False)
 
     def resume(self) -> None:
         path = self.out / CHECKPOINT
@@ -203,7 +248,8 @@ class _Run:
             )
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(its_state)
         self.step, self.seconds = state["step"], state["seconds"]
         self.best_score = state["best_score"]
 
@@ -233,23 +279,39 @@ class _Run:
 
     def _train_step(self, batch: Batch) -> float:
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(config, self.step)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * _rate(config, self.step)
+        self.network.zero_grad(set_to_none=True)
+        shards = [_part(batch, i, len(self.replicas)) for i in range(len(self.replicas))]
+        losses = list(self.pool.map(self._backward, self.replicas, shards))
+        for replica in self.replicas[1:]:
+            pairs = zip(self.network.parameters(), replica.parameters(), strict=True)
+            for parameter, other in pairs:
+                if parameter.grad is not None and other.grad is not None:
+                    parameter.grad.add_(other.grad)
+                other.grad = None
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self._update_average()
+        return sum(losses)
+
+    def _backward(self, network: CompactNetwork, batch: Batch) -> float:
+        """Add a part's share of the gradient to ``network``; its share of the loss."""
+        config = self.config
         images, maps, types = _tensors(batch, self.device)
-        self.network.train()
+        network.train()
         kind = self.device.split(":")[0]
         mixed = config.bfloat16 and kind != "mps"
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=mixed):
-            logits, class_logits = self.network(images)
+            logits, class_logits = network(images)
         loss = map_loss(logits.float(), maps)
         if class_logits is not None and self.class_weights is not None:
             kinds = class_loss(class_logits.float(), types, self.class_weights)
             loss = loss + config.class_weight * kinds
-        self.optimizer.zero_grad(set_to_none=True)
+        loss = loss / len(self.replicas)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 2.0)
-        self.optimizer.step()
-        self._update_average()
         return float(loss.detach())
 
     @torch.no_grad()
@@ -289,7 +351,7 @@ class _Run:
                 "identity": self._identity(),
                 "network": self.network.state_dict(),
                 "average": self.average.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
                 "step": self.step,
                 "seconds": self.seconds,
                 "best_score": self.best_score,
@@ -302,13 +364,46 @@ class _Run:
         return json.dumps({"seed": self.config.seed, "network": asdict(self.config.network)})
 
 
-def _parameter_groups(network: CompactNetwork, weight_decay: float) -> list[dict[str, Any]]:
-    # Scales and offsets are not decayed, as is usual with batch normalisation.
-    parameters = list(network.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def _optimizers(network: CompactNetwork, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the kernels between hidden layers, AdamW for everything else."""
+    hidden, edges, scales = [], [], []
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 1:
+            # Scales and offsets are not decayed, as is usual with batch normalisation.
+            scales.append(parameter)
+        elif name.startswith("encoder.stem") or ".out." in name:
+            edges.append(parameter)
+        else:
+            hidden.append(parameter)
+    rest = [
+        {"params": edges, "weight_decay": config.weight_decay},
+        {"params": scales, "weight_decay": 0.0},
     ]
+    return [
+        Muon(hidden, lr=config.learning_rate, weight_decay=config.weight_decay),
+        torch.optim.AdamW(rest, lr=config.learning_rate),
+    ]
+
+
+def _one_thread() -> None:
+    """Let each shard's thread work alone."""
+    torch.set_num_threads(1)
+
+
+def _sharing_parameters(network: CompactNetwork) -> CompactNetwork:
+    """A copy with gradients and statistics of its own, but the same parameters."""
+    replica = copy.deepcopy(network)
+    pairs = zip(replica.parameters(), network.parameters(), strict=True)
+    for parameter, other in pairs:
+        parameter.data = other.data
+    return replica
+
+
+def _part(batch: Batch, index: int, count: int) -> Batch:
+    """Every ``count``-th crop of a batch, beginning with ``index``."""
+    return Batch(
+        **{field.name: getattr(batch, field.name)[index::count] for field in fields(batch)}
+    )
 
 
 def _rate(config: TrainingConfig, step: int) -> float:

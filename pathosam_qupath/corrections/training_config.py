@@ -26,6 +26,23 @@ class NucleusClass:
 
 
 @dataclass(frozen=True)
+class PromptTraining:
+    """How the prompt decoder is trained, on the finished network.
+
+    Attributes
+    ----------
+    steps : 0 trains no prompt decoder.
+    crops, prompts : crops per step, and at most so many nuclei prompted in each.
+    learning_rate : falls along a cosine after a short warm-up.
+    """
+
+    steps: int = 0
+    crops: int = 4
+    prompts: int = 8
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """Everything that a training run depends on besides the images.
 
@@ -39,6 +56,8 @@ class TrainingConfig:
     source_weights : relative frequency of the sources (first words of `original_dataset`).
     assumed_diameter_um : nuclear diameter that gives images without a pixel size one.
     steps, batch, side : number of steps, crops per step, pixels of a crop's side.
+    shards : parts of a batch that are computed at the same time, each normalised by its own
+        statistics: on a processor, one per core with one thread each is fastest.
     warmup : steps in which the learning rate rises.
     decay : share of the steps, the last ones, in which it falls to zero.
     ema : decay of the running average of the weights, which is what is kept.
@@ -61,6 +80,7 @@ class TrainingConfig:
     steps: int = 4000
     batch: int = 8
     side: int = 256
+    shards: int = 1
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     warmup: int = 200
@@ -71,6 +91,7 @@ class TrainingConfig:
     validate_every: int = 500
     bfloat16: bool = True
     network: NetworkConfig = field(default_factory=NetworkConfig)
+    prompts: PromptTraining = field(default_factory=PromptTraining)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
@@ -110,6 +131,7 @@ def _config(values: dict[str, Any]) -> TrainingConfig:
     values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     parts = {
         "network": NetworkConfig,
+        "prompts": PromptTraining,
         "augmentation": AugmentationConfig,
         "postprocessing": Postprocessing,
     }
@@ -122,5 +144,6 @@ def _config(values: dict[str, Any]) -> TrainingConfig:
         for c in values.get("classes", ())
     )
     config = TrainingConfig(**values)
-    network = dataclasses.replace(config.network, classes=len(config.classes))
+    # The prompt decoder comes in when the network is finished.
+    network = dataclasses.replace(config.network, classes=len(config.classes), prompts=False)
     return dataclasses.replace(config, network=network)

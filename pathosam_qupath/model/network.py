@@ -1,11 +1,13 @@
 """The compact network: one convolutional encoder that feeds every head.
 
 The encoder trains from scratch on little data (residual 3 x 3 convolutions with batch
-normalisation, He et al. 2016) and works at strides 2 to 16. Its *embedding* (stride 8)
-and the two finer feature maps serve the instance decoder (foreground, centre distance,
-boundary distance, as in PathoSAM), the class head, and later prompt decoders. At
-inference the running statistics of the normalisation are folded into the convolutions:
-a tile's maps depend on that tile alone.
+normalisation, He et al. 2016) and works at strides 2 to 32. Nearly all of its work is done
+at strides 4 and coarser, where a pixel is cheap and a nucleus at 0.25 um/px is still a
+dozen pixels wide; stride 2 carries outlines only. Its *embedding* (stride 8) and the two
+finer feature maps serve the instance decoder (foreground, centre distance, boundary
+distance, as in PathoSAM), the class head and the prompt decoder. At inference the running
+statistics of the normalisation are folded into the convolutions: a tile's maps depend on
+that tile alone.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pathosam_qupath.model.layers import ConvNorm, Fusion, ResidualBlock
+from pathosam_qupath.model.prompt_decoder import PromptDecoder
+
 #: Tiles must be multiples of this, the stride of the deepest stage.
-STRIDE = 16
+STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,16 @@ class NetworkConfig:
 
     Attributes
     ----------
-    widths : channels at strides 2, 4, 8 and 16.
-    depths : residual blocks at these strides.
+    widths : channels at strides 2, 4, 8, 16 and 32.
+    depths : residual blocks of the encoder at these strides.
     classes : number of nucleus classes; 0 leaves the class head out.
+    prompts : whether there is a prompt decoder.
     """
 
-    widths: tuple[int, int, int, int] = (32, 64, 128, 192)
-    depths: tuple[int, int, int, int] = (1, 2, 3, 2)
+    widths: tuple[int, int, int, int, int] = (32, 64, 128, 256, 192)
+    depths: tuple[int, int, int, int, int] = (0, 2, 2, 2, 1)
     classes: int = 3
+    prompts: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,56 +60,33 @@ class Embedding:
     fine: Tensor
 
 
-class ConvNorm(nn.Sequential):
-    """A convolution without bias, then batch normalisation: one layer once fused."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, (kernel - 1) // 2, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-
-
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions around a skip connection; same shape in and out."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first = ConvNorm(width, width)
-        self.second = ConvNorm(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, width, h, w) to the same shape."""
-        inner = self.second(functional.relu(self.first(x), inplace=True))
-        return functional.relu(inner + x, inplace=True)
-
-
 class Encoder(nn.Module):
-    """Tile to :class:`Embedding`: four residual stages and a neck that fuses the deepest."""
+    """Tile to :class:`Embedding`: residual stages, then a neck back to stride 8."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        w2, w4, w8, w16 = config.widths
+        w2, _, w8, w16, w32 = config.widths
         self.stem = ConvNorm(3, w2, kernel=5, stride=2)
         self.down = nn.ModuleList(
             ConvNorm(inputs, outputs, kernel=3, stride=2)
-            for inputs, outputs in ((w2, w4), (w4, w8), (w8, w16))
+            for inputs, outputs in zip(config.widths, config.widths[1:], strict=False)
         )
         self.stages = nn.ModuleList(
             nn.Sequential(*(ResidualBlock(width) for _ in range(depth)))
             for width, depth in zip(config.widths, config.depths, strict=True)
         )
-        self.lateral = ConvNorm(w16, w8, kernel=1)
-        self.fuse = ResidualBlock(w8)
+        self.neck16 = Fusion(w32, w16, block=False)
+        self.neck8 = Fusion(w16, w8)
 
     def forward(self, x: Tensor) -> Embedding:
         """(n, 3, side, side) in about -1…1 to the embedding."""
         fine = self.stages[0](functional.relu(self.stem(x), inplace=True))
-        middle = self.stages[1](functional.relu(self.down[0](fine), inplace=True))
-        coarse = self.stages[2](functional.relu(self.down[1](middle), inplace=True))
-        deep = self.stages[3](functional.relu(self.down[2](coarse), inplace=True))
-        up = functional.interpolate(self.lateral(deep), scale_factor=2.0, mode="nearest")
-        return Embedding(self.fuse(functional.relu(up + coarse)), middle, fine)
+        features = [fine]
+        for down, stage in zip(self.down, self.stages[1:], strict=True):
+            features.append(stage(functional.relu(down(features[-1]), inplace=True)))
+        _, middle, stride8, stride16, stride32 = features
+        coarse = self.neck8(self.neck16(stride32, stride16), stride8)
+        return Embedding(coarse, middle, fine)
 
 
 class InstanceDecoder(nn.Module):
@@ -110,45 +94,53 @@ class InstanceDecoder(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        w2, w4, w8, _ = config.widths
-        self.lateral4 = ConvNorm(w8, w4, kernel=1)
-        self.block4 = ResidualBlock(w4)
-        self.lateral2 = ConvNorm(w4, w2, kernel=1)
-        self.block2 = ResidualBlock(w2)
+        w2, w4, w8, _, _ = config.widths
+        self.fusion4 = Fusion(w8, w4)
+        self.fusion2 = Fusion(w4, w2, block=False)
         self.out = nn.Conv2d(w2, 3 * 4, 3, padding=1)
 
     def forward(self, embedding: Embedding) -> tuple[Tensor, Tensor]:
         """Logits (n, 3, side, side), and the features at stride 4 for the class head."""
-        up = functional.interpolate(
-            self.lateral4(embedding.coarse), scale_factor=2.0, mode="nearest"
-        )
-        middle = self.block4(functional.relu(up + embedding.middle))
-        up = functional.interpolate(self.lateral2(middle), scale_factor=2.0, mode="nearest")
-        fine = self.block2(functional.relu(up + embedding.fine))
+        middle = self.fusion4(embedding.coarse, embedding.middle)
+        fine = self.fusion2(middle, embedding.fine)
         return functional.pixel_shuffle(self.out(fine), 2), middle
 
 
 class ClassHead(nn.Module):
-    """Stride-4 features to class logits, enlarged to the tile's resolution."""
+    """Stride-4 features to class logits."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         w4 = config.widths[1]
         self.conv = ConvNorm(w4, w4)
-        self.classes = config.classes
         self.out = nn.Conv2d(w4, config.classes, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, widths[1], side / 4, side / 4) to (n, classes, side, side)."""
-        logits = self.out(functional.relu(self.conv(features), inplace=True))
-        enlarged = functional.interpolate(
-            logits.float(), scale_factor=4.0, mode="bilinear", align_corners=False
-        )
-        return enlarged[:, : self.classes]
+        """(n, widths[1], side / 4, side / 4) to (n, classes, side / 4, side / 4)."""
+        logits: Tensor = self.out(functional.relu(self.conv(features), inplace=True))
+        return logits
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the network makes of tiles of ``side`` pixels.
+
+    Attributes
+    ----------
+    logits : (n, 3, side, side), before the sigmoid: foreground, centre and boundary distance.
+    types : (n, classes, side / 4, side / 4) class logits, or None.
+    middle : (n, widths[1], side / 4, side / 4), the instance decoder's features.
+    coarse : (n, widths[2], side / 8, side / 8), the embedding.
+    """
+
+    logits: Tensor
+    types: Tensor | None
+    middle: Tensor
+    coarse: Tensor
 
 
 class CompactNetwork(nn.Module):
-    """Encoder, instance decoder and class head."""
+    """Encoder, instance decoder, class head and prompt decoder."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -156,22 +148,33 @@ class CompactNetwork(nn.Module):
         self.encoder = Encoder(config)
         self.instances = InstanceDecoder(config)
         self.types = ClassHead(config) if config.classes else None
+        self.prompts = PromptDecoder(config.widths[1], config.widths[2]) if config.prompts else None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Instance logits (n, 3, side, side) and class logits (n, classes, side, side).
+    def outputs(self, x: Tensor) -> Outputs:
+        """Everything that does not depend on prompts.
 
         Parameters
         ----------
-        x : (n, 3, side, side) float, RGB / 127.5 - 1; side a multiple of 16.
+        x : (n, 3, side, side) float, RGB / 127.5 - 1; side a multiple of 32.
         """
-        logits, middle = self.instances(self.encoder(x))
-        return logits, None if self.types is None else self.types(middle)
+        embedding = self.encoder(x)
+        logits, middle = self.instances(embedding)
+        types = None if self.types is None else self.types(middle)
+        return Outputs(logits, types, middle, embedding.coarse)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Instance logits (n, 3, side, side); class logits (n, classes, side / 4, side / 4)."""
+        outputs = self.outputs(x)
+        return outputs.logits, outputs.types
 
 
-def fused(network: CompactNetwork) -> CompactNetwork:
+def fused(network: CompactNetwork, *, without_1x1: bool = False) -> CompactNetwork:
     """A copy for inference: running statistics folded into the convolutions.
 
-    On the CPU its outputs are the same bits for any number of threads.
+    On the CPU its outputs are the same bits for any number of threads: in bfloat16 always,
+    in float32 with ``without_1x1``. oneDNN sums a 1 x 1 convolution in another order with
+    another number of threads (seen with torch 2.15 and AVX-512); a 3 x 3 convolution whose
+    rim is zero gives the same and is not summed so.
     """
     network = copy.deepcopy(network).eval()
     for module in list(network.modules()):
@@ -180,22 +183,18 @@ def fused(network: CompactNetwork) -> CompactNetwork:
                 conv, norm = child
                 assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
                 setattr(module, name, fuse_conv_bn_eval(conv, norm))
-    if network.types is not None:
-        network.types.out = _padded(network.types.out)
+    for module in list(network.modules()) if without_1x1 else ():
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1):
+                setattr(module, name, _as_3x3(child))
     return network
 
 
-def _padded(conv: nn.Conv2d, multiple: int = 16) -> nn.Conv2d:
-    """The same 1 x 1 convolution with zero channels appended to its output.
-
-    With few channels, oneDNN's 1 x 1 convolution and PyTorch's interpolation round
-    differently at the borders of the threads' shares; with full vectors of channels they
-    do not (seen with torch 2.14 and AVX-512).
-    """
-    outputs = -(-conv.out_channels // multiple) * multiple
-    padded = nn.Conv2d(conv.in_channels, outputs, 1)
-    padded.requires_grad_(False)
-    padded.weight.zero_()[: conv.out_channels] = conv.weight.detach()
-    assert padded.bias is not None and conv.bias is not None
-    padded.bias.zero_()[: conv.out_channels] = conv.bias.detach()
-    return padded
+def _as_3x3(conv: nn.Conv2d) -> nn.Conv2d:
+    """The same convolution with a kernel of 3 x 3 whose rim is zero."""
+    result = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1)
+    result.requires_grad_(False)
+    result.weight.zero_()[..., 1:2, 1:2] = conv.weight.detach()
+    assert result.bias is not None and conv.bias is not None
+    result.bias.copy_(conv.bias.detach())
+    return result

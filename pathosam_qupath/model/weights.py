@@ -24,7 +24,7 @@ from pathosam_qupath.model.network import STRIDE, CompactNetwork, NetworkConfig
 
 #: Key of the description in the header; the number is the version of its form.
 _METADATA_KEY = "pathosam-qupath.compact"
-_FORM = 1
+_FORM = 2
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,16 @@ def _description(path: Path, metadata: Mapping[str, str]) -> CompactDescription:
         values: dict[str, Any] = json.loads(metadata[_METADATA_KEY])
         if values.pop("form") != _FORM:
             raise ModelError(
-                path, "it was written by a newer version of this package", "Update the package."
+                path,
+                "it was written by another version of this package",
+                "Update the package, or train the model again.",
             )
         shape: dict[str, Any] = values["network"]
         values["network"] = NetworkConfig(
-            tuple(shape["widths"]), tuple(shape["depths"]), int(shape["classes"])
+            tuple(shape["widths"]),
+            tuple(shape["depths"]),
+            int(shape["classes"]),
+            bool(shape.get("prompts", False)),
         )
         values["postprocessing"] = Postprocessing(**values["postprocessing"])
         values["classes"] = tuple(values["classes"])

@@ -13,6 +13,7 @@ from pathosam_qupath.corrections.evaluation import evaluate
 from pathosam_qupath.corrections.training import read_training_data, train
 from pathosam_qupath.corrections.training_config import (
     NucleusClass,
+    PromptTraining,
     TrainingConfig,
     read_training_config,
 )
@@ -38,7 +39,7 @@ CONFIG = TrainingConfig(
     validate_every=2,
     ema=0.5,
     bfloat16=False,
-    network=NetworkConfig(widths=(8, 16, 16, 16), depths=(1, 1, 1, 1), classes=2),
+    network=NetworkConfig(widths=(8, 16, 16, 16, 16), depths=(0, 1, 1, 1, 1), classes=2),
 )
 
 
@@ -101,6 +102,28 @@ def test_training_learns_nuclei_and_classes(data, tmp_path):
     assert mean["class_accuracy"] > 0.8
 
 
+def test_shards_of_a_batch_learn_together(data, tmp_path):
+    sharded = dataclasses.replace(CONFIG, steps=2, batch=4, shards=2)
+    first = train(sharded, [data / "train"], tmp_path / "first")
+    again = train(sharded, [data / "train"], tmp_path / "again")
+    for name, tensor in load_weights(first)[0].named_parameters():
+        assert torch.equal(tensor, load_weights(again)[0].get_parameter(name)), name
+
+
+def test_a_prompt_decoder_is_trained_on_the_finished_network(data, tmp_path):
+    config = dataclasses.replace(CONFIG, prompts=PromptTraining(steps=3, crops=2, prompts=4))
+    path = train(config, [data], tmp_path)
+    assert path.name == "model.safetensors"
+    before, after = load_weights(tmp_path / "best.safetensors")[0], load_weights(path)[0]
+    assert before.prompts is None
+    assert after.prompts is not None
+    for name, tensor in before.named_parameters():
+        assert torch.equal(tensor, after.get_parameter(name)), name
+    written = path.stat().st_mtime_ns
+    assert train(config, [data], tmp_path) == path
+    assert path.stat().st_mtime_ns == written
+
+
 def test_a_run_is_not_mixed_with_another(data, tmp_path):
     train(dataclasses.replace(CONFIG, steps=1), [data], tmp_path)
     with pytest.raises(UsageError, match="another seed or network"):
@@ -114,7 +137,9 @@ def test_fine_tuning_starts_from_weights_of_the_same_network(data, tmp_path):
     before, after = load_weights(path)[0], load_weights(tuned)[0]
     for name, tensor in before.named_parameters():
         assert torch.equal(tensor, after.get_parameter(name)), name
-    wider = dataclasses.replace(CONFIG, network=NetworkConfig(widths=(16, 16, 16, 16), classes=2))
+    wider = dataclasses.replace(
+        CONFIG, network=NetworkConfig(widths=(16, 16, 16, 16, 16), classes=2)
+    )
     with pytest.raises(ModelError, match="is not the configuration's"):
         train(wider, [data], tmp_path / "third", initial=path)
 
@@ -131,7 +156,7 @@ def test_a_folder_without_samples_is_refused(tmp_path):
         train(CONFIG, [tmp_path], tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["training.json", "training-2.json"])
+@pytest.mark.parametrize("name", ["training.json"])
 def test_the_bundled_configurations_are_readable(name):
     from pathosam_qupath.model import bundled_file
 
@@ -146,7 +171,7 @@ def test_the_bundled_configurations_are_readable(name):
         ("{", "is no JSON"),
         ('{"stepz": 3}', "stepz"),
         ('{"classes": [{"name": "A"}]}', "color"),
-        ('{"side": 100}', "multiples of 16"),
+        ('{"side": 100}', "multiples of 32"),
         ('{"classes": [{"name": "A", "color": [1, 2, 3], "types": [9]}]}', "unknown type ids"),
         ("[1]", "no training configuration"),
     ],

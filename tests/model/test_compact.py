@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from pathosam_qupath.errors import ModelError, UsageError
-from pathosam_qupath.model import bundled_file, choose_device, load_model
+from pathosam_qupath.model import bundled_file, bundled_weights, choose_device, load_model
+from pathosam_qupath.model.compact import CompactModel
 from pathosam_qupath.model.network import CompactNetwork, NetworkConfig, fused
 from pathosam_qupath.model.weights import CompactDescription, load_weights, save_weights
 
-SMALL = NetworkConfig(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), classes=3)
+SMALL = NetworkConfig(widths=(8, 16, 16, 24, 24), depths=(0, 1, 1, 1, 1), classes=3)
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_the_bundled_model_describes_itself(bundled):
     assert len(info.colors) == 3
     assert len(info.weights_hash) == 64
     assert 0.2 <= info.mpp <= 0.5
-    assert info.tile % 16 == 0
+    assert info.tile % 32 == 0
     assert 0 < 2 * info.halo < info.tile
 
 
@@ -107,6 +108,16 @@ def test_a_tile_never_depends_on_its_batch_or_the_threads(bundled, tiles, thread
             np.testing.assert_array_equal(bundled.predict(tile[None])[0], maps)
 
 
+def test_without_bfloat16_a_tile_does_not_depend_on_the_threads_either(tiles, threads):
+    network, description = load_weights(bundled_weights()[0])
+    exact = CompactModel(network, description, weights_hash="", device="cpu", dtype=torch.float32)
+    threads(1)
+    alone = exact.predict(tiles[:1])
+    for count in (2, 3):
+        threads(count)
+        np.testing.assert_array_equal(exact.predict(tiles[:1]), alone)
+
+
 def test_worker_threads_get_the_same_maps(bundled, tiles, threads):
     threads(1)
     expected = bundled.predict(tiles)
@@ -121,20 +132,23 @@ def test_no_tiles_give_no_maps(bundled):
 
 @pytest.mark.parametrize("shape", [(1, 500, 512, 3), (1, 512, 512, 4)])
 def test_tiles_of_a_wrong_form_are_refused(bundled, shape):
-    with pytest.raises(UsageError, match="multiples of 16"):
+    with pytest.raises(UsageError, match="multiples of 32"):
         bundled.predict(np.zeros(shape, np.uint8))
     with pytest.raises(UsageError, match="float32"):
         bundled.predict(np.zeros((1, 64, 64, 3), np.float32))
 
 
-def test_folding_the_normalisation_keeps_the_maps():
+@pytest.mark.parametrize("without_1x1", [False, True])
+def test_folding_the_normalisation_keeps_the_maps(without_1x1):
     torch.manual_seed(1)
     network = CompactNetwork(SMALL)
     network.train()(torch.randn(4, 3, 64, 64) * 2 + 1)
     network.eval()
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        for before, after in zip(network(x), fused(network)(x), strict=True):
+        for before, after in zip(
+            network(x), fused(network, without_1x1=without_1x1)(x), strict=True
+        ):
             torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
 
 
@@ -144,12 +158,12 @@ def test_a_saved_model_comes_back(small_file):
     assert description.classes == ("a", "b", "c")
     model = load_model(small_file, device="cpu")
     assert (model.info.mpp, model.info.tile, model.info.halo) == (0.5, 64, 16)
-    assert model.predict(np.zeros((2, 32, 48, 3), np.uint8)).shape == (2, 6, 32, 48)
+    assert model.predict(np.zeros((2, 32, 64, 3), np.uint8)).shape == (2, 6, 32, 64)
     assert not network.training
 
 
 def test_a_model_without_classes_has_three_maps(tmp_path):
-    config = NetworkConfig(widths=(8, 16, 16, 24), depths=(1, 1, 1, 1), classes=0)
+    config = NetworkConfig(widths=(8, 16, 16, 24, 24), depths=(0, 1, 1, 1, 1), classes=0)
     path = tmp_path / "plain.safetensors"
     save_weights(path, CompactNetwork(config), CompactDescription("plain", 0.5, network=config))
     model = load_model(path, device="cpu")
@@ -181,10 +195,10 @@ def test_a_wrong_description_is_refused(small_file):
         ((key, text),) = file.metadata().items()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for old, new, message in [
-        ('"form": 1', '"form": 2', "newer version"),
+        ('"form": 2', '"form": 3', "another version"),
         ('"mpp"', '"mpq"', "description cannot be read"),
         ('"tile": 64', '"tile": 60', "do not fit the network"),
-        ("[8, 16, 16, 24]", "[8, 16, 16, 32]", "tensors do not fit"),
+        ("[8, 16, 16, 24, 24]", "[8, 16, 16, 32, 24]", "tensors do not fit"),
     ]:
         assert old in text
         save_file(tensors, small_file, metadata={key: text.replace(old, new)})
