@@ -90,6 +90,10 @@ tell 'closed', failure { client.run([kind: 'segment', image: sent], null) }
 String large = client.openImage(path: tissue, mpp: 3.2d)
 Watch impatient = new Watch(wish: { Watch one -> !one.messages.empty })
 tell 'cancelled', failure { client.run([kind: 'segment', image: large], impatient) }
+long asked = System.currentTimeMillis()
+while (client.jobs().first().state == 'running' && System.currentTimeMillis() - asked < 60000) {
+    Thread.sleep(100)
+}
 tell 'cancelled_state', client.jobs().first().state
 
 // What it may not do.
