@@ -14,7 +14,7 @@ from pathosam_qupath.qupath.project import HierarchyChange
 from pathosam_qupath.rollback import roll_back
 
 FEW = grid(6) + 100
-REGION = ("Tumor", "Necrosis")
+REGION = ("all",)
 
 
 @pytest.fixture
