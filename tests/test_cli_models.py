@@ -156,7 +156,7 @@ def test_list_and_info_say_what_there_is(command, published):
     assert all(name in out for name in ("bundled", *MODELS))
     models = {m["name"]: m for m in json.loads(command("models", "list", "--json")[1])}
     assert models["bundled"]["cached"] == "yes"
-    assert models["bundled"]["parameters"] == 3.2
+    assert models["bundled"]["parameters"] == 5.9
     info = load_model(device="cpu").info
     assert models["bundled"]["mpp"] == info.mpp
     assert models["bundled"]["classes"] == list(info.classes)
