@@ -128,7 +128,6 @@ def plan_blocks(
     tissue : polygons in slide pixels; tiles that are farther from them than ``CONTEXT`` are
         background. None: no tile is.
     """
-    parameters = options.postprocessing or info.postprocessing
     pixels = slide.at(info.mpp)
     grid = TileGrid.of_slide((slide.width, slide.height), pixels.scale, info.tile, info.halo)
     region = None if regions is None else treated_region(regions)
@@ -136,9 +135,15 @@ def plan_blocks(
     for area in (region, None if tissue is None else treated_region([tissue])):
         if area is not None:
             wanted &= wanted_tiles(grid, area, pixels.scale, CONTEXT)
+    return BlockPlan(pixels, grid, wanted, region, wanted_blocks(grid, wanted, info, options))
+
+
+def wanted_blocks(
+    grid: TileGrid, wanted: NDArray[np.bool_], info: ModelInfo, options: SegmentOptions
+) -> tuple[Block, ...]:
+    """Blocks that hold wanted tiles, with what each needs around itself."""
+    parameters = options.postprocessing or info.postprocessing
     margin = MARGINS[-1] + 2 * smoothing_reach(parameters)
     if options.mode == "apg":
         margin = apg.MARGIN
-    return BlockPlan(
-        pixels, grid, wanted, region, tuple(blocks(grid, wanted, side=options.block, margin=margin))
-    )
+    return tuple(blocks(grid, wanted, side=options.block, margin=margin))
