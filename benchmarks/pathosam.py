@@ -183,6 +183,8 @@ def agreement(found: Path, expected: Path) -> dict[str, float]:
 
 
 def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    for package in ("torch", "pathosam_qupath.model.pathosam"):
+        importlib.import_module(package)  # what cannot be measured is told before the reference
     checkpoint = arguments.checkpoint or random_checkpoint(folder)
     variants = [v for v in VARIANTS if v != "reference" or _has_reference(arguments)]
     results: dict[str, Any] = {}
@@ -196,6 +198,7 @@ def measure_all(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
             command += ["--decoder", str(arguments.decoder)]
         subprocess.run(command, check=True)
         results[variant] = json.loads(out.read_text())
+        print(VARIANTS[variant], results[variant], file=sys.stderr, flush=True)
     if arguments.region and "reference" in results:
         for variant in ("exact", "default"):
             results[variant] |= agreement(folder / f"{variant}.npz", folder / "reference.npz")

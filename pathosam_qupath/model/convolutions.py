@@ -28,7 +28,7 @@ EPSILON = 1e-5
 PIECE_BYTES = 1 << 20
 """How much of a map a CPU normalises at a time."""
 
-BAND_BYTES = 16 << 20
+BAND_BYTES = 8 << 20
 """How much of a convolution's result a CPU computes at a time."""
 
 COVARIANCE_PIXELS = 512

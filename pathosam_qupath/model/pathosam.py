@@ -19,7 +19,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,7 +27,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from pathosam_qupath.errors import ModelError, UsageError
@@ -223,8 +223,9 @@ class PathosamModel:
     """A :class:`~pathosam_qupath.model.interface.NucleusModel` made of SAM and UNETR decoders.
 
     No normalisation mixes tiles, so a tile's maps do not depend on its batch. On a CPU tiles
-    go through the networks one by one, and never more at a time than free memory has room
-    for; a GPU encodes batches, as large as its memory allows. Thread-safe.
+    go through the networks one by one, never more at a time than free memory has room for,
+    and at most half of them through the decoders, which need more memory and less time
+    than the encoder; a GPU encodes batches, as large as its memory allows. Thread-safe.
 
     Parameters
     ----------
@@ -260,6 +261,8 @@ class PathosamModel:
         for decoder in (instances, classes):
             if decoder is not None:
                 decoder.prepare(device, self.dtype)
+        if self.dtype != torch.float32:
+            _leave_file(self.sam, instances, classes)
         self.info = ModelInfo(
             name=name,
             weights_hash=weights_hash,
@@ -272,7 +275,9 @@ class PathosamModel:
         )
         self._winners: WeakKeyDictionary[Embedding, NDArray[np.uint8]] = WeakKeyDictionary()
         self._batch = BatchSize(_batch_size(device), name)
-        self._room = threading.BoundedSemaphore(_tiles_at_a_time(device, sam.config.side))
+        tiles = _tiles_at_a_time(device, sam.config.side)
+        self._room = threading.BoundedSemaphore(tiles)
+        self._decoding = threading.BoundedSemaphore((tiles + 1) // 2)
 
     def predict(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps of a batch of tiles.
@@ -425,11 +430,13 @@ class PathosamModel:
         scale = side // height
         if height == width and scale * height == side and scale in (1, 2):
             window: Window = (scale * halo, scale * halo, side - scale * halo, side - scale * halo)
-            maps = decoder(embedding.features, window, self.bn)
+            with self._decoding:
+                maps = decoder(embedding.features, window, self.bn)
             # Bilinear to the half, without antialiasing, is the mean of 2 x 2 pixels.
             return maps[0] if scale == 1 else functional.avg_pool2d(maps, 2)[0]
         rows, columns = embedding.input_size
-        maps = decoder(embedding.features, None, self.bn)[:, :, :rows, :columns]
+        with self._decoding:
+            maps = decoder(embedding.features, None, self.bn)[:, :, :rows, :columns]
         maps = functional.interpolate(maps, (height, width), mode="bilinear", align_corners=False)
         return maps[0, :, halo : height - halo, halo : width - halo]
 
@@ -474,6 +481,15 @@ def working_dtype(device: str, exact: bool) -> torch.dtype:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if fast else torch.float16
     return torch.bfloat16 if _cpu_has_bfloat16() else torch.float32
+
+
+def _leave_file(*modules: nn.Module | None) -> None:
+    """Copy weights that still lie in a mapped file, so that all of it can leave memory."""
+    for module in modules:
+        if module is not None:
+            for tensor in chain(module.parameters(), module.buffers()):
+                if tensor.dtype == torch.float32:
+                    tensor.data = tensor.data.clone()
 
 
 def _cpu_has_bfloat16() -> bool:

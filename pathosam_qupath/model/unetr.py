@@ -243,19 +243,18 @@ class UnetrDecoder(nn.Module):
         input (16 per token).
         """
         z12 = embedding.to(self.dtype, memory_format=torch.channels_last)
-        skips = []
-        z = z12
-        for deconvolution, width in zip(
-            (self.deconv1, self.deconv2, self.deconv3), self.widths[1:], strict=True
-        ):
-            z = deconvolution(z, bn)
-            first = (z.shape[1] - width) // 2
-            skips.append(z[:, first : first + width].clone(memory_format=torch.channels_last))
-        z = self.deconv4(z, bn)
+        z9 = self.deconv1(z12, bn)
+        z6 = self.deconv2(z9, bn)
+        z3 = self.deconv3(z6, bn)
+        skips = [z9, z6, z3]
+        del z9, z6
         below = self.decoder(self.base(z12), skips)
+        # The largest map comes last, when the others have left memory.
+        z0 = self.deconv4(z3, bn)
+        del z3
         maps = [
             pointwise(values, self.out_conv.weight.flatten(1), self.out_conv.bias)
-            for values in self._head(below, z, window)
+            for values in self._head(below, z0, window)
         ]
         return torch.cat(maps, dim=2).float().sigmoid_()
 
