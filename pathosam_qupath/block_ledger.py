@@ -62,7 +62,7 @@ class BlockLedger:
         ------
         RunError : the disk is full or gone.
         """
-        _append(self.path, self._file, _BLOCK, result.number, _packed(result))
+        _append(self.path, self._file, _BLOCK, result.number, packed(result))
         self.done.add(result.number)
 
     def results(self) -> Iterator[BlockResult]:
@@ -78,7 +78,7 @@ class BlockLedger:
             for mark, number, payload, _ in _records(file):
                 if mark == _BLOCK:
                     seen += 1
-                    yield _unpacked(number, payload)
+                    yield unpacked(number, payload)
         if seen != len(self.done):
             raise RunError(
                 self.path,
@@ -204,8 +204,8 @@ def _checksum(mark: bytes, number: int, payload: bytes) -> int:
     return int(digest.intdigest())
 
 
-def _packed(result: BlockResult) -> bytes:
-    """A block as an Arrow IPC stream: anchors, polygons as WKB, class sums."""
+def packed(result: BlockResult) -> bytes:
+    """A block as an Arrow IPC stream: anchors, polygons as WKB, class sums, quality of tiles."""
     import pyarrow as pa
 
     objects = result.objects
@@ -224,7 +224,8 @@ def _packed(result: BlockResult) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
-def _unpacked(number: int, payload: bytes) -> BlockResult:
+def unpacked(number: int, payload: bytes) -> BlockResult:
+    """The way back from :func:`packed`."""
     import pyarrow as pa
 
     table = pa.ipc.open_stream(payload).read_all()
