@@ -25,6 +25,10 @@ class PathosamError(Exception):
         self.cause = cause
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type[PathosamError], tuple[str, str, str]]:
+        """Errors come back from other processes as they were."""
+        return type(self), (self.subject, self.cause, self.remedy)
+
 
 class UsageError(PathosamError):
     """An option or argument that cannot be used as given."""
@@ -70,3 +74,9 @@ class RunError(PathosamError):
     """A run record that is missing or cannot be used."""
 
     exit_code = 6
+
+
+class SchedulerError(PathosamError):
+    """A Dask scheduler, or one of its workers, that cannot be reached or used."""
+
+    exit_code = 8

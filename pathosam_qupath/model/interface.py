@@ -53,6 +53,18 @@ class ModelInfo:
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
 
+class ModelDescription(Protocol):
+    """What is to be known of a model, wherever it computes."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """Its resolution, classes, weights."""
+
+    @property
+    def device(self) -> str:
+        """Where it computes: cpu, cuda, cuda:1, mps."""
+
+
 class NucleusModel(Protocol):
     """A network that turns tiles into maps. Thread-safe; a tile's maps never depend on
     the other tiles of the batch.

@@ -39,7 +39,7 @@ from pathosam_qupath.segmentation.block_plan import (
 )
 from pathosam_qupath.segmentation.nuclei import nuclei_frame
 from pathosam_qupath.segmentation.objects import Objects, block_objects
-from pathosam_qupath.segmentation.tile_maps import Quality, TileMaps, one_thread_each
+from pathosam_qupath.segmentation.tile_maps import Quality, TileMaps, TileStore, one_thread_each
 from pathosam_qupath.segmentation.tiling import Block, TileIndex
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ def segment_blocks(
     options: SegmentOptions,
     done: Collection[int] = (),
     progress: Callable[[Progress], None] | None = None,
+    store: TileStore | None = None,
 ) -> Generator[BlockResult, None, None]:
     """Objects in the treated region, block by block; closing the generator ends the work.
 
@@ -154,6 +155,7 @@ def segment_blocks(
     ----------
     done : numbers of blocks that need not be computed again. Neither the objects of the
         others nor their order depend on it.
+    store : keeps tiles for the next call of the same plan, model and options.
     """
     info = model.info
     parameters = options.postprocessing or info.postprocessing
@@ -214,6 +216,7 @@ def segment_blocks(
         network_threads=options.network_threads,
         read_threads=options.read_threads,
         tile_done=report,
+        store=store,
     )
     threads = options.postprocess_threads or _postprocess_threads(model.device, options.mode)
     with maps:

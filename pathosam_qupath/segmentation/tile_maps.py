@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -51,9 +51,49 @@ class _TileResult(NamedTuple):
     quality: Quality | None
     embedding: TileEmbedding | None
 
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes, about."""
+        parts = (part.nbytes for part in (self.maps, self.embedding) if part is not None)
+        return 64 + sum(parts)
+
 
 _CPU_BATCH = 1
 _GPU_BATCH = 16
+
+
+class TileStore:
+    """What one call found of an image's tiles, for the next one that looks at them.
+
+    Blocks that are next to each other share tiles; where they are asked for in several
+    calls, the tiles of the last one are still here. The oldest make room. Thread-safe.
+
+    Parameters
+    ----------
+    limit : bytes to hold.
+    """
+
+    def __init__(self, limit: int = 512 * 2**20) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._results: OrderedDict[TileIndex, _TileResult] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, tile: TileIndex) -> _TileResult | None:
+        """What was found of a tile, if it is still held."""
+        with self._lock:
+            return self._results.get(tile)
+
+    def put(self, tile: TileIndex, result: _TileResult) -> None:
+        """Hold a tile, as the youngest."""
+        with self._lock:
+            if tile in self._results:
+                self._results.move_to_end(tile)
+                return
+            self._results[tile] = result
+            self._bytes += result.nbytes
+            while self._bytes > self._limit and self._results:
+                self._bytes -= self._results.popitem(last=False)[1].nbytes
 
 
 class TileMaps:
@@ -70,6 +110,7 @@ class TileMaps:
     batch_size, network_threads : None chooses by the model's device. Off the CPU every
         batch is filled up to ``batch_size``: kernels there are chosen by the batch's shape.
     tile_done : called in the caller's thread after each batch with the number of tiles.
+    store : tiles found here are not computed again; those computed are put into it.
 
     Attributes
     ----------
@@ -90,6 +131,7 @@ class TileMaps:
         network_threads: int | None = None,
         read_threads: int = 2,
         tile_done: Callable[[int], None] = lambda tiles: None,
+        store: TileStore | None = None,
     ) -> None:
         on_cpu = model.device == "cpu"
         self.channels = 3 + len(model.info.classes)
@@ -104,8 +146,12 @@ class TileMaps:
         self._users = Counter(key for block in blocks for key in _keys(block))
         self._lock = threading.Lock()
         self._embedder = promptable(model) if embed else None
+        self._store = store
         self._held: dict[_Key, _TileResult] = {}
-        keys = list(self._users)
+        if store is not None:
+            known = ((key, store.get(key[1])) for key in self._users)
+            self._held = {key: result for key, result in known if result is not None}
+        keys = [key for key in self._users if key not in self._held]
         size = self._batch_size
         self._batches = iter([keys[i : i + size] for i in range(0, len(keys), size)])
         self.total = len(keys)
@@ -153,7 +199,9 @@ class TileMaps:
             for key in _keys(block):
                 self._users[key] -= 1
                 if not self._users[key]:
-                    del self._held[key]
+                    result = self._held.pop(key)
+                    if self._store is not None:
+                        self._store.put(key[1], result)
 
     def quality(self, block: Block) -> dict[TileIndex, Quality]:
         """Which tiles of a block are blank or out of focus; ask before :meth:`release`."""
