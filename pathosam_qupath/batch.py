@@ -14,10 +14,12 @@ import importlib.metadata
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pathosam_qupath import __version__
+from pathosam_qupath.block_workers import BlockWorkers, InProcess
 from pathosam_qupath.qupath.running import signs_of_qupath
 from pathosam_qupath.resuming import find_run, precision, reset_failed
 from pathosam_qupath.run_image import FINAL, Work, treat
@@ -80,6 +82,7 @@ def run(
     resume: str | None = None,
     retry_failed: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    workers: BlockWorkers | None = None,
 ) -> RunRecord:
     """Carry a plan out: segment, record, write.
 
@@ -89,6 +92,7 @@ def run(
     retry_failed : treat the images again that failed in that run.
     stop : asked after every block; once it says True the run ends, unfinished, and can be
         resumed.
+    workers : who computes with the model; None: this process.
 
     Returns
     -------
@@ -98,14 +102,21 @@ def run(
     ------
     RunError : the run's record cannot be written, another process works on the run, or the
         run to resume is not there or not the same.
+    SchedulerError : there is nobody left to compute; the run can be resumed.
     """
     folder = project.path.parent
+    workers = workers or InProcess(model)
+    computing = workers.model
     fresh = RunManifest(
         run=new_run_id(folder),
         created=utc_now(),
         project=str(project.path),
         backend=project.backend,
-        model={**asdict(model.info), "device": model.device, "precision": precision(model)},
+        model={
+            **asdict(computing.info),
+            "device": computing.device,
+            "precision": precision(computing),
+        },
         options=_stored(options),
         versions=versions(project),
         entries=tuple(_planned(plan) for plan in plans),
@@ -118,9 +129,9 @@ def run(
             record.begin_again()
         if retry_failed:
             reset_failed(record)
-        notes = [note for note in (going_on.note, _open_elsewhere(project, plans)) if note]
-        work = Work(model, options, record, stop)
-        _carry_out(project, plans, work, report, "\n".join(notes) or None)
+        said = (going_on.note, _open_elsewhere(project, plans), *workers.notes)
+        with closing(Work(workers, options, record, stop)) as work:
+            _carry_out(project, plans, work, report, "\n".join(filter(None, said)) or None)
     return record
 
 
@@ -191,12 +202,19 @@ def _carry_out(
             return
         tell(0.0, note=note)
         note = None
-        finished = treat(project, plan, work, tell)
+        following = next((p for p in plans[number:] if _to_do(p, record)), None)
+        finished = treat(project, plan, work, tell, following)
         if finished.state not in FINAL:
             return
         clock.passed(plan, treated=True)
         tell(0.0, finished=finished)
     record.finish()
+
+
+def _to_do(plan: EntryPlan, record: RunRecord) -> bool:
+    """Whether something of an image is to be computed."""
+    state = record.manifest.entry(plan.entry.id).state
+    return plan.error is None and plan.nothing is None and state not in FINAL
 
 
 class _Clock:

@@ -21,36 +21,13 @@ from pathosam_qupath.segmentation.pipeline import (
     SegmentOptions,
     segment_blocks,
 )
-from pathosam_qupath.slide import open_slide
+from pathosam_qupath.slide import SlideFile
 
 if TYPE_CHECKING:
     from pathosam_qupath.model.interface import ModelDescription, NucleusModel
-    from pathosam_qupath.slide import Slide
 
 LOCAL = "local"
 """What ``--scheduler`` is given for processes on this computer."""
-
-
-@dataclass(frozen=True)
-class SlideFile:
-    """How to open a slide, here or elsewhere; see :func:`slide.open_slide`."""
-
-    path: Path
-    series: int = 0
-    rotation: int = 0
-    crop: tuple[int, int, int, int] | None = None
-    mpp: float | tuple[float, float] | None = None
-
-    def open(self) -> Slide:
-        """Open it.
-
-        Raises
-        ------
-        ImageError, PixelSizeError : the pixels cannot be had, or not be segmented.
-        """
-        return open_slide(
-            self.path, series=self.series, rotation=self.rotation, crop=self.crop, mpp=self.mpp
-        )
 
 
 @dataclass(frozen=True)
@@ -109,10 +86,16 @@ class BlockWorkers(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What a person should know before they begin."""
 
-    def ahead(self, image: ImageBlocks, *, done: Collection[int] = ()) -> None:
-        """Begin an image whose results will be asked for when those of earlier ones are there.
+    @property
+    def works_ahead(self) -> bool:
+        """Whether the next image should be begun while the last of this one is computed."""
 
-        Where nobody would be idle otherwise, this does nothing.
+    def ahead(self, image: ImageBlocks, *, done: Collection[int] = ()) -> None:
+        """Begin an image whose results will be asked for later; where nobody works ahead, nothing.
+
+        Parameters
+        ----------
+        image, done : as they will be given to :meth:`results`.
         """
 
     def results(
@@ -144,6 +127,7 @@ class InProcess:
     """The blocks are computed by threads of this process, one image at a time."""
 
     notes: tuple[str, ...] = ()
+    works_ahead = False
 
     def __init__(self, model: NucleusModel) -> None:
         self.model = model

@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.block_ledger import packed
-from pathosam_qupath.block_workers import SlideFile
 from pathosam_qupath.errors import ImageError, PathosamError, SchedulerError
 from pathosam_qupath.resuming import image_digest, precision
 from pathosam_qupath.segmentation.pipeline import (
@@ -34,6 +33,7 @@ from pathosam_qupath.segmentation.pipeline import (
 )
 from pathosam_qupath.segmentation.tile_maps import TileStore
 from pathosam_qupath.segmentation.tiling import Block, TileGrid
+from pathosam_qupath.slide import SlideFile
 
 if TYPE_CHECKING:
     from distributed import Worker

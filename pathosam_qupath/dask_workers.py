@@ -109,6 +109,8 @@ class DaskWorkers:
     SchedulerError : a worker is not fit, see :class:`dask_roster.Roster`.
     """
 
+    works_ahead = True
+
     def __init__(
         self, client: Client, load: Loader, info: ModelInfo, *, patience: float = PATIENCE
     ) -> None:

@@ -22,7 +22,7 @@ from pathosam_qupath.errors import RunError
 from pathosam_qupath.run_record import RunManifest, RunRecord, State, open_run, run_ids
 
 if TYPE_CHECKING:
-    from pathosam_qupath.model.interface import NucleusModel
+    from pathosam_qupath.model.interface import ModelDescription
     from pathosam_qupath.segmentation.pipeline import BlockPlan, SegmentOptions
 
 _ONLY_SPEED = {"batch_size", "network_threads", "read_threads", "postprocess_threads"}
@@ -91,7 +91,7 @@ def find_run(
 
 
 def block_identity(
-    model: NucleusModel, options: SegmentOptions, plan: BlockPlan, image: Path | None, seen: str
+    model: ModelDescription, options: SegmentOptions, plan: BlockPlan, image: Path | None, seen: str
 ) -> dict[str, Any]:
     """Everything that an image's blocks depend on.
 
@@ -122,7 +122,7 @@ def block_identity(
     }
 
 
-def precision(model: NucleusModel) -> str:
+def precision(model: ModelDescription) -> str:
     """In which numbers a network computes, where it has a choice: its maps depend on it."""
     return str(getattr(model, "dtype", "float32")).removeprefix("torch.")
 

@@ -10,34 +10,29 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from pathosam_qupath.block_ledger import open_ledger
+from pathosam_qupath.block_workers import BlockWorkers
 from pathosam_qupath.disk_space import bytes_needed, check_room
-from pathosam_qupath.errors import PathosamError
+from pathosam_qupath.errors import PathosamError, SchedulerError
 from pathosam_qupath.plausibility import warnings_of
 from pathosam_qupath.qupath.project import HierarchyChange
-from pathosam_qupath.resuming import block_identity
-from pathosam_qupath.run_plan import EntryPlan, RunOptions, open_entry
+from pathosam_qupath.run_blocks import BegunImage, begin_image, fill_ledger
+from pathosam_qupath.run_plan import EntryPlan, RunOptions
 from pathosam_qupath.run_record import EntryRecord, RunRecord, backup_of, file_hash
-from pathosam_qupath.run_tissue import tissue_of
 from pathosam_qupath.run_writing import as_it_is_now, colors_used, combine
 from pathosam_qupath.segmentation.classes import MODEL_NAMES
 from pathosam_qupath.segmentation.pipeline import (
-    Progress,
     SegmentOptions,
     nuclei_frame,
-    plan_blocks,
-    segment_blocks,
 )
-from pathosam_qupath.segmentation.tissue import drawn
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
-    from pathosam_qupath.model.interface import NucleusModel
+    from pathosam_qupath.model.interface import ModelDescription
     from pathosam_qupath.qupath.project import Entry, Project
 
 FINAL = ("written", "skipped", "failed")
@@ -50,26 +45,50 @@ class Work:
 
     Attributes
     ----------
+    workers : who computes the blocks.
     stop : asked after every block whether to end.
+    begun : images whose turn comes, by id; workers compute them already.
     """
 
-    model: NucleusModel
+    workers: BlockWorkers
     options: RunOptions
     record: RunRecord
     stop: Callable[[], bool]
+    begun: dict[str, BegunImage] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ModelDescription:
+        """The model with which the workers compute."""
+        return self.workers.model
+
+    def close(self) -> None:
+        """Let go of images whose turn has not come."""
+        while self.begun:
+            self.begun.popitem()[1].close()
 
 
-def treat(project: Project, plan: EntryPlan, work: Work, tell: Callable[..., None]) -> EntryRecord:
+def treat(
+    project: Project,
+    plan: EntryPlan,
+    work: Work,
+    tell: Callable[..., None],
+    following: EntryPlan | None = None,
+) -> EntryRecord:
     """Treat one image; an error becomes its record, not the end of the run.
 
     Parameters
     ----------
     tell : called with the fraction done, (tiles done, tiles, nuclei), ``already=`` the
         fraction that an earlier attempt did, ``note=`` something to tell.
+    following : the image that comes next; workers that can work ahead begin it.
 
     Returns
     -------
     The image's record; its state is not one of ``FINAL`` where the run was stopped.
+
+    Raises
+    ------
+    SchedulerError : there is nobody left to compute.
     """
     record = work.record
     entry = record.manifest.entry(plan.entry.id)
@@ -81,7 +100,9 @@ def treat(project: Project, plan: EntryPlan, work: Work, tell: Callable[..., Non
         if plan.nothing is not None:
             entry = replace(entry, state="skipped", message=plan.nothing)
         else:
-            entry = _treat(project, plan, work, tell)
+            entry = _treat(project, plan, work, tell, following)
+    except SchedulerError:
+        raise
     except PathosamError as error:
         now = record.manifest.entry(entry.id)
         entry = replace(now, state="failed", message=str(error), exit_code=error.exit_code)
@@ -109,10 +130,16 @@ def _store_traceback(record: RunRecord, entry_id: str) -> str:
     return str(where)
 
 
-def _treat(project: Project, plan: EntryPlan, work: Work, tell: Callable[..., None]) -> EntryRecord:
+def _treat(
+    project: Project,
+    plan: EntryPlan,
+    work: Work,
+    tell: Callable[..., None],
+    following: EntryPlan | None,
+) -> EntryRecord:
     record, regions = work.record, plan.regions
     assert regions is not None
-    nuclei, seen = _segment(plan, work, tell)
+    nuclei, seen = _segment(plan, work, tell, following)
     if nuclei is None:
         return seen
     project, entry = as_it_is_now(project, plan, work.options)
@@ -160,52 +187,25 @@ def _written_before(entry: Entry, record: RunRecord) -> EntryRecord | None:
 
 
 def _segment(
-    plan: EntryPlan, work: Work, tell: Callable[..., None]
+    plan: EntryPlan, work: Work, tell: Callable[..., None], following: EntryPlan | None
 ) -> tuple[gpd.GeoDataFrame | None, EntryRecord]:
     """An image's nuclei, and its record with counts of tiles; block by block, by the ledger.
 
     No nuclei where the run was asked to stop; the record then says how far it came.
     """
-    record, model, regions, image = work.record, work.model, plan.regions, plan.entry.image
-    assert regions is not None
-    entry = record.manifest.entry(plan.entry.id)
-    options = SegmentOptions(
-        seed=f"{record.manifest.run}/{plan.entry.id}",
-        class_map=work.options.class_map or MODEL_NAMES,
-        mode=work.options.mode,
-    )
-    with open_entry(plan.entry, work.options.mpp) as slide:
+    entry = work.record.manifest.entry(plan.entry.id)
+    with closing(_begin(plan, work)) as begun:
+        _begin_ahead(following, work)
+        todo, slide, tissue = begun.blocks.plan, begun.slide, begun.tissue
         mpp, magnification = slide.mpp, slide.magnification
-        tissue = tissue_of(slide, plan.entry, work.options)
-        if tissue is not None:
-            record.save_picture(entry.id, "tissue.jpg", drawn(tissue))
-        outlined = None if tissue is None else tissue.geometry
-        todo = plan_blocks(slide, regions.polygons, model.info, options, tissue=outlined)
-        frame = f"{image.series} {image.crop} {image.rotation} {slide.mpp}"
-        identity = block_identity(model, options, todo, image.path, frame)
-        with open_ledger(record.blocks_path(plan.entry.id), identity) as ledger:
-            if ledger.differences:
-                said = "; ".join(ledger.differences)
-                tell(0.0, note=f"{plan.entry.name} is done from the start: {said}")
-            total, before = max(1, len(todo.blocks)), len(ledger.done)
-
-            def progress(p: Progress) -> None:
-                share = p.tiles_done / max(1, p.tiles_total)
-                counts = (p.tiles_done, p.tiles_total, p.nuclei)
-                fraction = (before + (total - before) * share) / total
-                tell(fraction, counts, already=before / total)
-
-            results = segment_blocks(
-                todo, model, options=options, done=frozenset(ledger.done), progress=progress
-            )
-            with closing(results):
-                for result in results:
-                    ledger.append(result)
-                    if work.stop() and len(ledger.done) < len(todo.blocks):
-                        message = f"stopped; {len(ledger.done)} of {total} blocks are done"
-                        return None, replace(entry, message=message)
-            found = list(ledger.results())
-        nuclei = nuclei_frame([r.objects for r in found], slide.mpp, model.info, options)
+        fill_ledger(begun, work.workers, work.stop, tell)
+        if begun.left:
+            there = len(begun.ledger.done)
+            message = f"stopped; {there} of {len(todo.blocks)} blocks are done"
+            return None, replace(entry, message=message)
+        found = list(begun.ledger.results())
+        options = begun.blocks.options
+        nuclei = nuclei_frame([r.objects for r in found], mpp, work.model.info, options)
     quality = {tile: seen for result in found for tile, seen in result.quality.items()}
     kinds = list(quality.values())
     tiles, blank, blurred = int(todo.wanted.sum()), kinds.count("blank"), kinds.count("blurred")
@@ -223,3 +223,25 @@ def _segment(
         tissue=None if tissue is None else tissue.share,
         warnings=warnings,
     )
+
+
+def _begin(plan: EntryPlan, work: Work) -> BegunImage:
+    """The image, begun, unless it has been already."""
+    begun = work.begun.pop(plan.entry.id, None)
+    if begun is not None:
+        return begun
+    options = SegmentOptions(
+        seed=f"{work.record.manifest.run}/{plan.entry.id}",
+        class_map=work.options.class_map or MODEL_NAMES,
+        mode=work.options.mode,
+    )
+    return begin_image(plan, options, work.options, work.record, work.workers)
+
+
+def _begin_ahead(following: EntryPlan | None, work: Work) -> None:
+    """Let workers that would be idle begin the next image."""
+    if following is None or not work.workers.works_ahead:
+        return
+    # What is wrong with that image is found again, and recorded, when its turn comes.
+    with suppress(PathosamError):
+        work.begun[following.entry.id] = _begin(following, work)

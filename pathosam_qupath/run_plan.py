@@ -29,7 +29,7 @@ from pathosam_qupath.regions import (
 from pathosam_qupath.replacing import Policy
 from pathosam_qupath.run_tissue import tissue_of
 from pathosam_qupath.segmentation.block_plan import Mode
-from pathosam_qupath.slide import open_slide
+from pathosam_qupath.slide import SlideFile
 
 if TYPE_CHECKING:
     from pathosam_qupath.qupath.objects import PathObject
@@ -178,6 +178,16 @@ def open_entry(entry: Entry, mpp: float | None = None) -> Slide:
     ------
     ImageError, PixelSizeError : the pixels cannot be had, or not be segmented.
     """
+    return slide_file(entry, mpp).open()
+
+
+def slide_file(entry: Entry, mpp: float | None = None) -> SlideFile:
+    """Where an image's pixels are, as QuPath shows them.
+
+    Raises
+    ------
+    ImageError : they cannot be had, or not be segmented.
+    """
     image = entry.image
     if image.problem is not None or image.path is None:
         raise ImageError(
@@ -191,12 +201,8 @@ def open_entry(entry: Entry, mpp: float | None = None) -> Slide:
             "its type is fluorescence; the model knows stained tissue in transmitted light",
             "Leave it out with --images, or set its type in QuPath if that is wrong.",
         )
-    return open_slide(
-        image.path,
-        series=image.series,
-        rotation=image.rotation,
-        crop=image.crop,
-        mpp=image.mpp if mpp is None else mpp,
+    return SlideFile(
+        image.path, image.series, image.rotation, image.crop, image.mpp if mpp is None else mpp
     )
 
 

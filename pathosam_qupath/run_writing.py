@@ -22,7 +22,7 @@ from pathosam_qupath.segmentation.classes import MODEL_NAMES
 from pathosam_qupath.segmentation.classes import class_colors as colors_of_classes
 
 if TYPE_CHECKING:
-    from pathosam_qupath.model.interface import NucleusModel
+    from pathosam_qupath.model.interface import ModelDescription
     from pathosam_qupath.qupath.project import Color, Entry, Project
 
 _MOST_REFUSALS = 5
@@ -123,7 +123,7 @@ def _place(nuclei: gpd.GeoDataFrame, annotations: Sequence[Any], run_id: str) ->
 
 
 def colors_used(
-    nuclei: gpd.GeoDataFrame, model: NucleusModel, options: RunOptions
+    nuclei: gpd.GeoDataFrame, model: ModelDescription, options: RunOptions
 ) -> dict[str, Color]:
     """Colours of the classes that occur, by the project's names."""
     info = model.info

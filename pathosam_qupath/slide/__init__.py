@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from pathosam_qupath.slide.opening import check, open_slide
 from pathosam_qupath.slide.slide import ScaledSlide, Slide
+from pathosam_qupath.slide.slide_file import SlideFile
 from pathosam_qupath.slide.source import Level
 
-__all__ = ["Level", "ScaledSlide", "Slide", "check", "open_slide"]
+__all__ = ["Level", "ScaledSlide", "Slide", "SlideFile", "check", "open_slide"]
