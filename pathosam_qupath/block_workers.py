@@ -40,6 +40,31 @@ class ModelChoice:
     semantic: Path | None = None
     exact: bool = False
 
+    @classmethod
+    def of(
+        cls,
+        name_or_path: str | Path,
+        device: str,
+        decoder: Path | None = None,
+        semantic: Path | None = None,
+        *,
+        exact: bool = False,
+    ) -> ModelChoice:
+        """The choice with whole paths: other processes have other working folders."""
+        from pathosam_qupath.model import BUNDLED
+        from pathosam_qupath.model.adopted import adopted_models
+        from pathosam_qupath.model.registry import MODELS
+
+        names = {BUNDLED, *MODELS, *adopted_models()}
+        path = Path(name_or_path)
+        return cls(
+            path.resolve() if str(name_or_path) not in names and path.is_file() else name_or_path,
+            device,
+            None if decoder is None else decoder.resolve(),
+            None if semantic is None else semantic.resolve(),
+            exact,
+        )
+
     def __call__(self) -> NucleusModel:
         """Load it.
 

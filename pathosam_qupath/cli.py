@@ -32,7 +32,9 @@ from pathosam_qupath.cli_options import (
     MppOption,
     PathMapOption,
     ProjectArgument,
+    SchedulerOption,
     SemanticOption,
+    WorkersOption,
 )
 from pathosam_qupath.errors import PathosamError, UsageError
 
@@ -43,7 +45,8 @@ if TYPE_CHECKING:
 EXIT_CODES = """\
 Exit codes: 0 all went well · 1 something unexpected · 2 an option or argument that cannot be \
 used · 3 the project or one of its files · 4 an image · 5 the model · 6 a run's record · \
-7 some images failed, the others are done (the table says which) · 130 interrupted."""
+7 some images failed, the others are done (the table says which) · 8 Dask's scheduler or workers · \
+130 interrupted."""
 SOME_FAILED = 7
 INTERRUPTED = 130
 
@@ -122,6 +125,8 @@ def segment(
     exact: ExactOption = False,
     mode: ModeOption = Mode.ais,
     device: DeviceOption = "auto",
+    scheduler: SchedulerOption = None,
+    workers: WorkersOption = None,
     mpp: MppOption = None,
     classes: Annotated[
         Path | None,
@@ -177,6 +182,7 @@ def segment(
     goes on from there, and does so after a crash too.
     """
     from pathosam_qupath.batch import run
+    from pathosam_qupath.block_workers import ModelChoice, block_workers
     from pathosam_qupath.console import run_progress, show, tell_plan, tell_stopping
     from pathosam_qupath.estimates import calibrated_rate, earlier_rate, estimate
     from pathosam_qupath.interruption import stop_on_interrupt
@@ -209,20 +215,30 @@ def segment(
                 rate = calibrated_rate(load_as_told(model, device))
             show(estimate(plans, rate), plans_table, as_json)
             raise typer.Exit(exit_code(plan.error for plan in plans))
+        elsewhere = scheduler is not None or workers is not None
+        chosen = model if checkpoint is None else checkpoint.resolve()
+        choice = ModelChoice.of(chosen, device, decoder, semantic, exact=exact)
         loaded = load_as_told(
-            model if checkpoint is None else checkpoint.resolve(),
-            device,
-            decoder=decoder,
-            semantic=semantic,
+            choice.name_or_path,
+            "cpu" if elsewhere else device,
+            decoder=choice.decoder,
+            semantic=choice.semantic,
             exact=exact,
         )
         if mode is Mode.apg:
             promptable(loaded)
         if classes is not None:
             options = replace(options, class_map=read_class_map(classes, loaded.info.classes))
-        rate = earlier_rate(opened.path.parent, loaded.info.name, loaded.device)
-        tell_plan(estimate(plans, rate or calibrated_rate(loaded)), opened.path.parent)
-        with run_progress() as report, stop_on_interrupt(tell_stopping) as stop:
+        known_device = None if elsewhere else loaded.device
+        rate = earlier_rate(opened.path.parent, loaded.info.name, known_device)
+        if rate is None and not elsewhere:
+            rate = calibrated_rate(loaded)
+        tell_plan(estimate(plans, rate), opened.path.parent)
+        with (
+            block_workers(loaded, choice, scheduler, workers) as computing,
+            run_progress() as report,
+            stop_on_interrupt(tell_stopping) as stop,
+        ):
             record = run(
                 opened,
                 loaded,
@@ -232,6 +248,7 @@ def segment(
                 resume=None if resume == "no" else resume,
                 retry_failed=retry_failed,
                 stop=stop,
+                workers=computing,
             )
     stopped = record.manifest.finished is None
     if not (stopped and as_json):

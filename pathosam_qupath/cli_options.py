@@ -94,3 +94,19 @@ MppOption = Annotated[
     float | None,
     typer.Option(metavar="µm/px", help="Pixel size of the images, where theirs is missing."),
 ]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="local|ADDRESS|FILE",
+        help="Compute in Dask workers: processes started on this computer, or those of a "
+        "scheduler that runs (tcp://HOST:PORT, or its file). See docs/scaling.md.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="How many workers to start, or to wait for where they run already. Default: one per "
+        "GPU or four cores; any.",
+    ),
+]
