@@ -85,7 +85,7 @@ class Roster:
         for worker, said in self._asked(found):
             if isinstance(said, PathosamError):
                 raise said
-            self._fit[worker.address], self._abouts[worker.address] = worker, said
+            self._abouts[worker.address], self._fit[worker.address] = said, worker
         return next(iter(self._abouts.values()))
 
     def look(self) -> list[str]:
@@ -105,7 +105,7 @@ class Roster:
                 self._refused.add(worker.address)
                 notes.append(f"{worker} is given nothing. {said}")
             else:
-                self._fit[worker.address], self._abouts[worker.address] = worker, said
+                self._abouts[worker.address], self._fit[worker.address] = said, worker
                 notes.append(f"{worker} has come.")
         return notes
 

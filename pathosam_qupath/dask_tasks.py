@@ -13,6 +13,7 @@ import platform
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -129,13 +130,33 @@ class _Open:
 
 
 class _Held:
-    """What this process keeps between tasks."""
+    """What this process keeps between tasks.
+
+    Attributes
+    ----------
+    model : and how it was loaded.
+    images : by thread and token.
+    stopped : images that nobody waits for any more.
+    computing : tasks at work on an image.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.model: tuple[Loader, NucleusModel] | None = None
         self.images: dict[tuple[int, str], _Open] = {}
         self.stopped: set[str] = set()
+        self.forgotten: set[str] = set()
+        self.computing: Counter[str] = Counter()
+
+    def close(self, token: str) -> None:
+        """Close an image's slide and drop its tiles, unless a task is at work on it."""
+        with self.lock:
+            if self.computing[token]:
+                return
+            closing = [key for key in self.images if key[1] == token]
+            images = [self.images.pop(key) for key in closing]
+        for image in images:
+            image.slide.close()
 
 
 _held = _Held()
@@ -191,8 +212,32 @@ def compute(job: Job, numbers: tuple[int, ...], threads: int) -> Portion:
     from distributed import get_worker
 
     worker = get_worker()
-    if job.token in _held.stopped:
-        return Portion(str(worker.name), ())
+    with _held.lock:
+        _held.computing[job.token] += 1
+    try:
+        if job.token in _held.stopped:
+            return Portion(str(worker.name), ())
+        return _computed(job, numbers, threads, worker)
+    finally:
+        with _held.lock:
+            _held.computing[job.token] -= 1
+        if job.token in _held.forgotten:
+            _held.close(job.token)
+
+
+async def stop(token: str) -> None:
+    """End the computation of an image after the blocks at hand."""
+    _held.stopped.add(token)
+
+
+async def forget(token: str) -> None:
+    """The same, and close its slide as soon as nobody is at work on it."""
+    _held.stopped.add(token)
+    _held.forgotten.add(token)
+    _held.close(token)
+
+
+def _computed(job: Job, numbers: tuple[int, ...], threads: int, worker: Worker) -> Portion:
     try:
         model = _model(job.load, job.weights_hash)
     except PathosamError as error:
@@ -240,18 +285,6 @@ def compute(job: Job, numbers: tuple[int, ...], threads: int) -> Portion:
     )
 
 
-async def stop(token: str) -> None:
-    """End the computation of an image after the blocks at hand."""
-    _held.stopped.add(token)
-
-
-async def forget(token: str) -> None:
-    """Close an image's slide and drop its tiles."""
-    for key in [key for key in list(_held.images) if key[1] == token]:
-        _held.images.pop(key).slide.close()
-    _held.stopped.discard(token)
-
-
 def where(worker: Worker) -> str:
     """A worker's name and computer, for messages."""
     return f"worker {worker.name} on {platform.node()}"
@@ -285,8 +318,8 @@ def _opened(job: Job, worker: Worker) -> _Open:
     here = _held.images.get((thread, job.token))
     if here is not None:
         return here
-    for key in [key for key in list(_held.images) if key[0] == thread]:
-        _held.images.pop(key).slide.close()
+    for _, token in [key for key in list(_held.images) if key[0] == thread]:
+        _held.images.pop((thread, token)).slide.close()
     try:
         digest = image_digest(job.file.path)
         slide = job.file.open()
