@@ -368,8 +368,12 @@ class _Reported:
         """A portion is finished."""
         self._finished += len(portion.blocks)
         self._nuclei += portion.nuclei
-        spent = (portion.seconds_read, portion.seconds_network, portion.seconds_postprocess)
-        self._seconds = tuple(a + b for a, b in zip(self._seconds, spent, strict=True))
+        read, network, postprocess = self._seconds
+        self._seconds = (
+            read + portion.seconds_read,
+            network + portion.seconds_network,
+            postprocess + portion.seconds_postprocess,
+        )
 
     def tell(self, partly: float) -> None:
         """Say how far the image is, with so many blocks' worth of unfinished portions."""

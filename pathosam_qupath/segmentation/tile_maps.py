@@ -54,8 +54,8 @@ class _TileResult(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Memory that it takes, about."""
-        parts = (part.nbytes for part in (self.maps, self.embedding) if part is not None)
-        return 64 + sum(parts)
+        maps = 0 if self.maps is None else self.maps.nbytes
+        return 64 + maps + (0 if self.embedding is None else self.embedding.nbytes)
 
 
 _CPU_BATCH = 1
