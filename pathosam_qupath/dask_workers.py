@@ -74,7 +74,7 @@ class _UnderWay:
     ----------
     plan : the job, as a future that portions depend on.
     given : portions that are being computed, by the number of their first block.
-    shares : how much of them is done, 0…1, as far as workers have said.
+    shares : how much of portions is done, 0…1, by their first block, as workers said last.
     ended : first blocks of portions that have come to an end.
     """
 
@@ -200,7 +200,7 @@ class DaskWorkers:
             sent = self._client.submit(handed, job, key=f"{token}-plan", pure=False)
         numbers = set(range(len(plan.blocks))) - set(done)
         going = _UnderWay(image, token, sent, Lanes(plan.blocks, numbers, self._roster.addresses))
-        self._client.subscribe_topic(token, partial(self._note_share, going))
+        self._client.subscribe_topic(token, partial(_note_share, going))
         with self._lock:
             self._under_way.append(going)
             self._hand_out()
@@ -251,7 +251,6 @@ class DaskWorkers:
 
         with self._lock:
             given = going.given.pop(first)
-            going.shares.pop(first, None)
         if given.future.status in ("cancelled", "lost"):
             raise self._lost("it has dropped what it was to do")
         with self._connection():
@@ -276,24 +275,19 @@ class DaskWorkers:
             self._block_seconds = rate if known is None else 0.5 * (known + rate)
         return portion
 
-    def _note_share(self, going: _UnderWay, event: tuple[float, dict[str, Any]]) -> None:
-        """Called by Dask with what a worker says of a portion."""
-        said = event[1]
-        with self._lock:
-            if said["block"] in going.given:
-                going.shares[said["block"]] = float(said["share"])
-
     def _partly(self, going: _UnderWay) -> float:
         """How many blocks' worth there is in portions that are not finished."""
+        shares = dict(going.shares)
         with self._lock:
-            known = [(share, going.given.get(first)) for first, share in going.shares.items()]
-        return sum(share * len(given.numbers) for share, given in known if given is not None)
+            sizes = {first: len(given.numbers) for first, given in going.given.items()}
+        return sum(share * sizes.get(first, 0) for first, share in shares.items())
 
     def _stop(self, going: _UnderWay) -> None:
         """Let workers finish the blocks at hand and hand out no more, of any image."""
-        with self._lock, self._connection():
+        with self._lock:
             for other in self._under_way:
                 other.lanes.clear()
+        with self._connection():
             self._client.run(stop_computing, going.token, on_error="ignore")
 
     def _look_round(self, tell: Callable[[str], None]) -> None:
@@ -345,6 +339,11 @@ class DaskWorkers:
             f"the connection is lost ({cause})",
             "Start it again, then run the same command again: it goes on from here.",
         )
+
+
+def _note_share(going: _UnderWay, event: tuple[float, dict[str, Any]]) -> None:
+    """Called in Dask's loop, which must wait for nothing, with what a worker says."""
+    going.shares[event[1]["block"]] = float(event[1]["share"])
 
 
 class _Reported:
