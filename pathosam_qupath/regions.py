@@ -48,6 +48,15 @@ class Regions:
         """The treated area as one geometry; None means the whole image."""
         return None if self.polygons is None else shapely.union_all(list(self.polygons))
 
+    def within(self, part: BaseGeometry, size: tuple[int, int]) -> Regions:
+        """These regions, cut to a part of an image of ``size`` (width, height) pixels."""
+        whole = self.polygons is None
+        polygons = [shapely.box(0, 0, *size)] if whole else list(self.polygons or ())
+        cut = [_area(shapely.intersection(polygon, part)) for polygon in polygons]
+        kept = tuple(polygon for polygon in cut if polygon.area > 0)
+        area = float(shapely.union_all(kept).area) if kept else 0.0
+        return Regions(self.treated, kept, self.refused, area)
+
     def digest(self) -> str:
         """A text that is the same for the same treated area only."""
         union = self.union()

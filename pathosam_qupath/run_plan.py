@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -53,6 +53,8 @@ class RunOptions:
     mode : how nuclei are found (see ``segmentation.block_plan``).
     tissue : "auto" (looked for in whole images), "off", or a GeoJSON file or folder; see
         :mod:`pathosam_qupath.run_tissue`. Where it is known, nothing else is looked at.
+    where : by id of an image, the only part of it to treat (WKT, full-resolution pixels);
+        None: all that is chosen.
     """
 
     images: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class RunOptions:
     replace_edited: bool = False
     mode: Mode = "ais"
     tissue: str = "auto"
+    where: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if self.mpp is not None and not (math.isfinite(self.mpp) and self.mpp > 0):
@@ -164,6 +167,9 @@ def plan_entry(entry: Entry, options: RunOptions) -> EntryPlan:
     regions = choose_regions(
         annotations, size, wanted=options.annotations, whole_image=options.whole_image
     )
+    if options.where is not None:
+        part = shapely.from_wkt(options.where.get(entry.id, "POLYGON EMPTY"))
+        regions = regions.within(part, size)
     if regions.empty:
         nothing = "; ".join(f"{label(a)} {reason}" for a, reason in regions.refused)
         nothing = nothing or f"all of it is inside {IGNORED_CLASS}"

@@ -4,7 +4,10 @@ A recorded nucleus that is gone was deleted by a person unless the tool itself t
 later run that replaced it, or a rollback. What a later run replaced is worked out again from
 the copy of the file that it kept, by the rule that it followed. A run into an open QuPath
 ("live") knows neither what QuPath had not saved yet nor what was replaced there: whatever is
-gone from the regions that it treated counts as replaced.
+gone from the regions that it treated counts as replaced. Such a run can be taken back in QuPath
+too. The menu has that noted (:mod:`~pathosam_qupath.corrections.withdrawn`); where nothing is
+noted, a live run of which several nuclei are gone and not one is left as it was written counts
+as taken back: that is what *Undo last run* leaves, as it spares what was edited.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ import pandas as pd
 import shapely
 from shapely.geometry.base import BaseGeometry
 
+from pathosam_qupath.corrections.withdrawn import Withdrawn, read_withdrawn
+from pathosam_qupath.edits import untouched
 from pathosam_qupath.qupath.objects import PathObject
 from pathosam_qupath.regions import ALL, choose_regions, is_ignored, is_wanted
 from pathosam_qupath.replacing import in_region, replace_earlier
@@ -30,6 +35,12 @@ if TYPE_CHECKING:
 UNBOUNDED = (1 << 30, 1 << 30)
 """A size larger than any image: regions are not cut at the border to be compared."""
 
+_BORDER = 1e-3
+"""Share of the smaller of two regions that they have in common where they only touch, at most."""
+
+FEWEST_UNDONE = 5
+"""So many nuclei of a live run are gone at least where it counts as taken back unasked."""
+
 
 class EntryRun:
     """One run as one image saw it.
@@ -39,10 +50,15 @@ class EntryRun:
     record : the run's record.
     entry : what it did to the image.
     annotations_now : the image's annotations now, for where those of then are not known.
+    detections_now : its detections now.
     """
 
     def __init__(
-        self, record: RunRecord, entry: EntryRecord, annotations_now: Sequence[PathObject]
+        self,
+        record: RunRecord,
+        entry: EntryRecord,
+        annotations_now: Sequence[PathObject],
+        detections_now: gpd.GeoDataFrame,
     ) -> None:
         self.id = record.manifest.run
         self.options = record.manifest.options
@@ -50,11 +66,26 @@ class EntryRun:
         self.entry = entry
         self._record = record
         self._now = annotations_now
+        self._detections = detections_now
 
     @cached_property
     def predictions(self) -> gpd.GeoDataFrame | None:
         """The nuclei that the run wrote; None where the record has none."""
         return self._record.load_predictions(self.entry.id)
+
+    @cached_property
+    def withdrawn(self) -> Withdrawn:
+        """What of the run was taken out again in an open QuPath."""
+        noted = read_withdrawn(self._record, self.entry.id)
+        if noted.undone or not self.live or self.predictions is None:
+            return noted
+        there = self._detections[self._detections["id"].isin(self.predictions["id"]).to_numpy()]
+        gone = frozenset(self.predictions["id"]) - frozenset(there["id"])
+        if len(gone - noted.ids) < FEWEST_UNDONE or not len(there):
+            return noted
+        if untouched(there, self.predictions, ()).any():
+            return noted
+        return Withdrawn(noted.ids | gone, undone=True)
 
     @cached_property
     def _before(self) -> tuple[list[PathObject], gpd.GeoDataFrame] | None:
@@ -106,10 +137,15 @@ class EntryRun:
         then = self._now if self.live or not self.knows_before else self.annotations_before
         treated = [a for a in then if self.treats(a) or is_ignored(a)]
         regions = choose_regions(treated, UNBOUNDED, whole_image=self.whole_image)
+        part = (self.options.get("where") or {}).get(self.entry.id)
+        if part is not None:
+            regions = regions.within(shapely.from_wkt(part), UNBOUNDED)
         return regions.union() if regions.polygons != () else shapely.Polygon()
 
     def replaced(self, earlier: Collection[EntryRun]) -> frozenset[str]:
         """Ids of nuclei of earlier runs that this one took out."""
+        if self.withdrawn.undone:
+            return frozenset()
         if self._before is None or self.live:
             # Nothing tells what was there: whatever lay in the region may have been replaced.
             gone: set[str] = set()
@@ -164,8 +200,8 @@ class Baseline:
     def last_in(self, area: BaseGeometry) -> EntryRun | None:
         """The last run that treated some of an area."""
         for run in reversed(self.runs):
-            treated = run.region is None or run.region.intersects(area)
-            if treated and run.entry.state != "rolled back":
+            undone = run.entry.state == "rolled back" or run.withdrawn.undone
+            if not undone and _share_area(run.region, area):
                 return run
         return None
 
@@ -173,16 +209,15 @@ class Baseline:
 def read_baseline(
     project_folder: Path,
     entry_id: str,
-    present: Collection[str],
     now: Sequence[PathObject],
+    detections: gpd.GeoDataFrame,
     run: str | None = None,
 ) -> Baseline:
     """What the runs of a project left in one of its images.
 
     Parameters
     ----------
-    present : ids of the objects that are in the image now.
-    now : the image's annotations now.
+    now, detections : the image's annotations and detections now.
     run : the id of the one run to compare with; None: all.
 
     Raises
@@ -192,7 +227,8 @@ def read_baseline(
     """
     import geopandas as gpd
 
-    history = _history(project_folder, entry_id, frozenset(present), now)
+    present = frozenset([*detections["id"], *(str(a.id) for a in now)])
+    history = _history(project_folder, entry_id, present, now, detections)
     counted = [r for r in history if r.predictions is not None and run in (None, r.id)]
     frames = []
     for one in counted:
@@ -204,7 +240,7 @@ def read_baseline(
         elif there.all():
             frames.append(frame)
         else:
-            taken = _taken_by_later(one, history, present)
+            taken = _taken_by_later(one, history, present) | one.withdrawn.ids
             frames.append(frame[there | ~frame["id"].isin(taken).to_numpy()])
     columns = ["id", "classification", "run", "geometry"]
     kept = [frame[columns] for frame in frames if len(frame)]
@@ -213,8 +249,22 @@ def read_baseline(
     return Baseline(tuple(counted), gpd.GeoDataFrame(recorded, geometry="geometry"))
 
 
+def _share_area(region: BaseGeometry | None, area: BaseGeometry) -> bool:
+    """Whether a region (None: everything) has more in common with an area than a border."""
+    if region is None:
+        return True
+    if not region.intersects(area):
+        return False
+    smaller = min(region.area, area.area)
+    return bool(shapely.intersection(region, area).area > _BORDER * smaller)
+
+
 def _history(
-    project_folder: Path, entry_id: str, present: frozenset[str], now: Sequence[PathObject]
+    project_folder: Path,
+    entry_id: str,
+    present: frozenset[str],
+    now: Sequence[PathObject],
+    detections: gpd.GeoDataFrame,
 ) -> list[EntryRun]:
     """The runs that wrote to the image, oldest first."""
     history = []
@@ -222,7 +272,7 @@ def _history(
         record = open_run(project_folder, identity)
         for entry in record.manifest.entries:
             if entry.id == entry_id and entry.state not in ("planned", "skipped"):
-                run = EntryRun(record, entry, now)
+                run = EntryRun(record, entry, now, detections)
                 if entry.state in ("written", "rolled back") or _has_any(run, present):
                     history.append(run)
     return history

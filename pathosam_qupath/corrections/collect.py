@@ -197,8 +197,7 @@ def collect_entry(
     PathosamError : the image's data or a run's record cannot be read.
     """
     annotations, detections = entry.annotations(), entry.detections()
-    present = {*detections["id"], *(str(a.id) for a in annotations)}
-    baseline = read_baseline(project.path.parent, entry.id, present, annotations, run)
+    baseline = read_baseline(project.path.parent, entry.id, annotations, detections, run)
     regions = _regions(annotations, baseline, options)
     reviewed = shapely.union_all([r.area for r in regions if r.reviewed is not None])
     if not baseline.runs and reviewed.is_empty:

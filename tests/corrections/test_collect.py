@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
+import shapely
 from recorded_project import Pathologist, detections, found_edits, grid, outlines, record_run
 
 from pathosam_qupath.corrections.collect import CollectOptions, collect
+from pathosam_qupath.corrections.withdrawn import note_withdrawn
 from pathosam_qupath.errors import RunError
 from pathosam_qupath.qupath.geojson import read_geojson
 from pathosam_qupath.qupath.project import HierarchyChange
 from pathosam_qupath.rollback import roll_back
+from pathosam_qupath.run_record import open_run
 
 FEW = grid(6) + 100
 REGION = ("all",)
@@ -114,6 +117,68 @@ def test_what_a_run_into_an_open_qupath_replaced_was_not_deleted_by_a_person(ihc
     assert set(deleted["id"]) == set(outside)
     assert found.counts["kept"] == len(ihc.detections())
     assert str(region.id) in {a.id for a in found.annotations}
+
+
+def live_run_over_another(ihc):
+    """A run, and one into an open QuPath where it left room; both ids, the latter's nuclei."""
+    region = next(o for o in ihc.objects() if o.name == "with hole")
+    centers = grid()
+    inside = shapely.contains_xy(region.geometry.buffer(6), *centers.T)
+    first = record_run(ihc, centers[~inside])
+    second = record_run(ihc, centers[inside], live=[str(region.id)])
+    nuclei = ihc.detections()
+    return first, second, nuclei[(nuclei["run"] == second).to_numpy()].reset_index(drop=True)
+
+
+def reshape(ihc, nucleus):
+    """Draw a nucleus larger, under its id."""
+    changed = nucleus.set_geometry([nucleus.geometry.iloc[0].buffer(1.0)])
+    ids = frozenset(map(UUID, nucleus["id"]))
+    ihc.change(HierarchyChange(remove=ids, add=changed))
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_a_live_run_that_was_taken_back_was_not_deleted_by_a_person(ihc, collected, noted):
+    first, second, nuclei = live_run_over_another(ihc)
+    deleted = remove(ihc, [0, 1])
+    reshape(ihc, nuclei.iloc[[0]])
+    gone = nuclei["id"].iloc[1:].tolist()
+    assert len(gone) >= 5
+    ihc.change(HierarchyChange(remove=frozenset(map(UUID, gone))))
+    if noted:
+        entry = ihc.open().entries[0].id
+        note = note_withdrawn(ihc.path, second, entry, [gone[0].upper(), str(uuid4())], undone=True)
+        assert note.ids == {gone[0]}
+        assert note_withdrawn(ihc.path, second, entry, gone[1:], undone=False).ids == set(gone)
+    found = collected()
+    assert found.runs == (first, second)
+    assert set(found.nuclei["id"][(found.nuclei["kind"] == "deleted").to_numpy()]) == set(deleted)
+    assert found.counts["reshaped"] == 1
+
+
+def test_what_a_person_deleted_of_a_live_run_is_deleted(ihc, collected):
+    _, _, nuclei = live_run_over_another(ihc)
+    gone = nuclei["id"].iloc[1:].tolist()
+    ihc.change(HierarchyChange(remove=frozenset(map(UUID, gone))))
+    found = collected().nuclei
+    assert set(found["id"][(found["kind"] == "deleted").to_numpy()]) == set(gone)
+
+
+def test_nuclei_that_come_back_after_an_undo_are_there(ihc, collected):
+    _, second, nuclei = live_run_over_another(ihc)
+    entry = ihc.open().entries[0].id
+    note_withdrawn(ihc.path, second, entry, nuclei["id"], undone=True)
+    assert collected().counts == {"kept": len(ihc.detections())}
+
+
+def test_a_damaged_note_of_what_was_taken_back_is_told(ihc, collected):
+    _, second, nuclei = live_run_over_another(ihc)
+    entry = ihc.open().entries[0].id
+    note_withdrawn(ihc.path, second, entry, nuclei["id"], undone=True)
+    open_run(ihc.path, second).entry_folder(entry).joinpath("withdrawn.json").write_text("[1]")
+    found = collected()
+    assert found.exit_code == 6
+    assert "withdrawn.json" in found.message
 
 
 def test_nuclei_of_a_forgotten_run_are_neither_kept_nor_added(ihc, collected):
