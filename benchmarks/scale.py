@@ -1,16 +1,25 @@
-"""Whole slides, and runs that are killed: memory over area, what binds, what a kill costs.
+"""Whole slides: time, memory, what binds, what is lost beside the network; both backends.
 
-``python benchmarks/scale.py --sides 4096 8192 16384`` segments synthetic slides of these
-sides, simulated as they are read: a disk of tissue over glass, the tissue scikit-image's
-immunohistochemistry image mirrored without end. A colour rule stands in the network's
-place; everything else (reading ahead, blank tiles, blocks, watershed, polygons, the ledger
-on disk) is what a run does. Each side has a process of its own, so that its peak memory is
-its own. Prints how busy each stage was, which one binds, and the slope of memory over area.
+``python benchmarks/scale.py`` prints the table of ``benchmarks/README.md``. Its parts can be
+chosen with ``--parts``:
 
-``--tissue`` looks for tissue first, as whole images do, so that glass is not even read.
+``runs``     runs over a project with one slide of each of ``--sides``, from the plan to the
+             file in QuPath's format, with a cheap network and each backend;
+``bundled``  the same with the bundled model, ``--bundled-sides``, the embedded backend;
+``writing``  a slide of 100,000 × 100,000 pixels with each of ``--nuclei``: what follows the
+             network alone (blocks into the ledger, nuclei into the record and the file);
+``slope``    runs over slides of ``--slope-sides``: peak memory over area.
 
-``--kills 20`` runs over a copy of the example project that is killed (SIGKILL) 20 times at
-random moments and taken up each time, and compares every nucleus with an undisturbed run.
+Slides are simulated as they are read: a disk of tissue (``--share`` of the slide) on glass,
+the tissue scikit-image's immunohistochemistry image mirrored without end. A colour rule
+stands in the cheap network's place, and in "writing" equal blocks of nuclei; all the rest
+is what ``segment --whole-image`` does. Every row has a process of its own, so that its peak
+memory is its own; that of the paquo backend includes Java. Starting Python, Java and the
+model is timed by itself.
+
+Shares of the cores are processor time over wall time and cores: of the threads that read,
+of the network's, of the one that makes polygons, and of the one that writes and waits. What
+is not the network's is lost; "idle" is the part of it that no thread used.
 """
 
 from __future__ import annotations
@@ -20,48 +29,60 @@ import contextlib
 import json
 import os
 import platform
-import random
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from backends import make_project
 from numpy.typing import NDArray
-from segmentation import MirroredTissue, StainRule, shown
+from segmentation import MirroredTissue, StainRule
 
 Figures = dict[str, Any]
 MPP = 0.25
-KILLED = "killed"
+SIDE_OF_WRITING = 100_000
 
 
 class SimulatedSlide:
     """A disk of tissue on glass, made as it is read; at any resolution, mirrored tissue."""
 
-    def __init__(self, side: int, share: float) -> None:
+    magnification = None
+
+    def __init__(self, side: int, share: float, mpp: float = MPP) -> None:
         self.width = self.height = side
-        self.mpp = (MPP, MPP)
-        self._tissue = MirroredTissue(side, MPP)
-        self._radius = side * (share / np.pi) ** 0.5
+        self.mpp = (mpp, mpp)
+        self._tissue = MirroredTissue(side, mpp)
+        self._radius = side * (share / np.pi) ** 0.5 if share < 1 else 2 * side
 
     def at(self, mpp: float) -> SimulatedAt:
         """The slide at another resolution."""
-        return SimulatedAt(self, mpp / MPP)
+        return SimulatedAt(self, mpp / self.mpp[0])
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __enter__(self) -> SimulatedSlide:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def read(self, x: int, y: int, width: int, height: int, step: float) -> NDArray[np.uint8]:
         """RGB of a window, in pixels of ``step`` slide pixels."""
-        columns = (np.arange(x, x + width) + 0.5) * step
-        rows = (np.arange(y, y + height) + 0.5) * step
-        middle = self.width / 2
-        away = (columns - middle)[None, :] ** 2 + (rows - middle)[:, None] ** 2
-        rgb = self._tissue.read(x, y, width, height).copy()
-        rgb[away > self._radius**2] = (243, 242, 240)
+        columns = (np.arange(x, x + width) + 0.5) * step - self.width / 2
+        rows = (np.arange(y, y + height) + 0.5) * step - self.height / 2
+        rgb = self._tissue.read(x, y, width, height)
+        far = np.abs(columns).max() ** 2 + np.abs(rows).max() ** 2
+        if far > self._radius**2:
+            rgb[columns[None, :] ** 2 + rows[:, None] ** 2 > self._radius**2] = (243, 242, 240)
         return rgb
 
 
@@ -78,196 +99,281 @@ class SimulatedAt:
         return self._slide.read(x, y, width, height, self._step)
 
 
-def measure(side: int, share: float, with_tissue: bool) -> Figures:
-    """Segment a simulated slide into a ledger, in this process."""
-    from pathosam_qupath.block_ledger import open_ledger
-    from pathosam_qupath.segmentation.pipeline import (
-        Progress,
-        SegmentOptions,
-        plan_blocks,
-        segment_blocks,
-    )
-    from pathosam_qupath.segmentation.tissue import find_tissue
+class Stages:
+    """Seconds of wall and of processor time that functions took, by stage."""
 
-    slide, model = SimulatedSlide(side, share), StainRule()
-    options = SegmentOptions(seed="benchmark")
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = defaultdict(float)
+        self.processor: dict[str, float] = defaultdict(float)
+        self._lock = threading.Lock()
+
+    def timed(self, stage: str, owner: Any, name: str) -> None:  # noqa: ANN401
+        """Time every call of ``owner.name``; a generator's steps count as calls."""
+        inner = getattr(owner, name)
+
+        def outer(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401
+            with self.watch(stage):
+                return inner(*arguments, **named)
+
+        setattr(owner, name, outer)
+
+    @contextlib.contextmanager
+    def watch(self, stage: str) -> Iterator[None]:
+        """Time what happens inside, on this thread."""
+        wall, processor = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.wall[stage] += time.perf_counter() - wall
+                self.processor[stage] += time.thread_time() - processor
+
+
+def measure(side: int, share: float, backend: str, model_name: str, nuclei: int) -> Figures:
+    """Run over a project with one simulated slide, in this process."""
+    from pathosam_qupath import batch, block_workers, run_blocks, run_image, run_plan
+    from pathosam_qupath.block_ledger import BlockLedger
+    from pathosam_qupath.qupath.embedded_project import EmbeddedEntry
+    from pathosam_qupath.qupath.project import open_project
+    from pathosam_qupath.run_plan import RunOptions, plan_run
+    from pathosam_qupath.segmentation import pipeline, tile_maps
+    from pathosam_qupath.slide import SlideFile
+
+    starting = time.perf_counter()
+    if backend == "paquo":
+        from pathosam_qupath.qupath.jvm import start_qupath
+
+        start_qupath()
+    model = a_model(model_name)
+    starting = time.perf_counter() - starting
+    slide = SimulatedSlide(side, share)
+    stages = Stages()
+    SlideFile.open = lambda file: slide
+    for module in (run_plan, run_blocks):
+        stages.timed("tissue", module, "tissue_of")
+    stages.timed("stain", run_image, "stain_distance")
+    stages.timed("reading", tile_maps.TileMaps, "_read")
+    stages.timed("network", type(model), "predict")
+    if nuclei:
+        block_workers.segment_blocks = lambda plan, *_, **__: equal_blocks(plan, nuclei)
+    stages.timed("polygons", pipeline, "block_objects")
+    stages.timed("ledger", BlockLedger, "append")
+    stages.timed("record", run_image, "gather")
+    stages.timed("file", EmbeddedEntry, "write")
     before = peak()
-    start, processor = time.perf_counter(), time.process_time()
-    outlined = find_tissue(slide).geometry if with_tissue else None
-    tissue_seconds = time.perf_counter() - start
-    plan = plan_blocks(slide, None, model.info, options, tissue=outlined)
-    last: list[Progress] = []
-    nuclei = blank = 0
-    writing = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        with open_ledger(Path(folder) / "blocks", {"side": side}) as ledger:
-            results = segment_blocks(
-                plan,
-                model,
-                options=options,
-                progress=lambda p: last.__setitem__(slice(None), [p]),
-            )
-            for result in results:
-                begun = time.perf_counter()
-                ledger.append(result)
-                writing += time.perf_counter() - begun
-                nuclei += len(result.objects.anchors)
-                blank += list(result.quality.values()).count("blank")
-        size = (Path(folder) / "blocks").stat().st_size
-    wall = time.perf_counter() - start
-    cores = os.cpu_count() or 1
-    threads = {
-        "reading": (last[0].seconds_read, options.read_threads),
-        "network": (last[0].seconds_network, cores),
-        "polygons": (last[0].seconds_postprocess, 1),
-        "ledger": (writing, 1),
-    }
-    busy = {name: seconds / wall / number for name, (seconds, number) in threads.items()}
-    used = (time.process_time() - processor) / wall / cores
-    binds = "the processor" if used > 0.85 else max(busy, key=lambda name: busy[name])
+    wall, processor = time.perf_counter(), time.process_time()
+    with contextlib.ExitStack() as opened:
+        folder = opened.enter_context(tempfile.TemporaryDirectory())
+        project = opened.enter_context(open_project(make_project(Path(folder)), backend))
+        options = RunOptions(whole_image=True)
+        record = batch.run(project, model, options, plan_run(project, options))
+        [entry] = record.manifest.entries
+        assert entry.state == "written", entry.message
+        predictions = record.entry_folder(entry.id) / "predictions.parquet"
+        sizes = {
+            "predictions": predictions.stat().st_size,
+            "file": project.entries[0].data_path.stat().st_size,
+        }
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert cores
     return {
-        "slide": f"{side} × {side}",
-        "tiles": int(plan.wanted.sum()),
-        "blocks": len(plan.blocks),
-        "nuclei": nuclei,
+        "side": side,
+        "share": share,
+        "backend": backend,
+        "model": model_name,
+        "tiles": entry.tiles,
+        "megapixels": side**2 / 1e6,
+        "nuclei": entry.nuclei,
         "seconds": wall,
-        "seconds looking for tissue": tissue_seconds,
-        "nuclei per second": nuclei / wall,
-        **{f"busy, {name}": share for name, share in busy.items()},
-        "busy, all cores": used,
-        "binds": binds,
-        "ledger, bytes per nucleus": size / max(1, nuclei),
-        "MB before": before,
-        "MB at peak": peak(),
+        "seconds starting": starting,
+        "nuclei per second": entry.nuclei / wall,
+        "peak MB": peak(),
+        "peak MB before": before,
+        "cores": cores,
+        "wall seconds": dict(stages.wall),
+        "processor seconds": {**stages.processor, "all": processor},
+        "bytes": sizes,
     }
+
+
+def a_model(name: str) -> Any:  # noqa: ANN401
+    """The cheap network, or a model of this package's by its name."""
+    if name != "cheap":
+        from pathosam_qupath.model import load_model
+
+        return load_model(name, "cpu")
+    model = StainRule()
+    model.info = replace(StainRule.info, colors=((200, 0, 0), (0, 160, 0), (0, 0, 200)))
+    return model
+
+
+def equal_blocks(plan: Any, nuclei: int) -> Iterator[Any]:  # noqa: ANN401
+    """Blocks with the same number of nuclei each, in rows; outlines of 12 to 32 vertices."""
+    import shapely
+
+    from pathosam_qupath.segmentation.objects import Objects
+    from pathosam_qupath.segmentation.pipeline import BlockResult
+
+    rng = np.random.default_rng(0)
+    shapes = []
+    for count in rng.integers(12, 33, 500).tolist():
+        angle = np.linspace(0, 2 * np.pi, count, endpoint=False)
+        ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) * rng.uniform(8, 16)
+        shapes.append(shapely.Polygon(ring.astype(np.float32)))
+    pattern = np.array(shapes, object)
+    ends = np.linspace(0, nuclei, len(plan.blocks) + 1).round().astype(int)
+    for number, block in enumerate(plan.blocks):
+        count = int(ends[number + 1] - ends[number])
+        at = np.arange(count)
+        per_row = max(1, int(np.ceil(np.sqrt(count))))
+        x = block.inner.x0 + (at % per_row + 0.5) * block.inner.width / per_row
+        y = block.inner.y0 + (at // per_row + 0.5) * block.inner.height / per_row
+        anchors = np.stack([x, y], axis=1).astype(np.int64)
+        chosen = pattern[rng.integers(0, len(pattern), count)]
+        moved = np.repeat(anchors, shapely.get_num_coordinates(chosen), axis=0)
+        placed = shapely.set_coordinates(chosen.copy(), shapely.get_coordinates(chosen) + moved)
+        yield BlockResult(number, Objects(anchors, placed, rng.uniform(0, 9, (count, 3))), {})
 
 
 def peak() -> float:
     """Peak memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def treat(folder: Path, run_id: str | None = None) -> None:
-    """Run over the example project's copy in a folder, going on with its last run."""
-    from pathosam_qupath import batch, run_image
-    from pathosam_qupath.demo import copy_example
-    from pathosam_qupath.qupath.project import open_project
-    from pathosam_qupath.run_plan import RunOptions, plan_run
-    from pathosam_qupath.segmentation.pipeline import SegmentOptions
-
-    if run_id is not None:
-        batch.new_run_id = lambda folder: run_id
-    run_image.SegmentOptions = partial(SegmentOptions, block=128)  # many blocks, to be killed in
-    model = StainRule()
-    colors = ((200, 0, 0), (0, 160, 0), (0, 0, 200))
-    few = replace(StainRule.info.postprocessing, min_size=10)
-    model.info = replace(
-        StainRule.info, mpp=0.5, tile=96, halo=16, colors=colors, postprocessing=few
-    )
-    with open_project(copy_example(folder), "embedded") as project:
-        options = RunOptions()
-        batch.run(project, model, options, plan_run(project, options), resume="auto")
-
-
-def measure_kills(kills: int, seed: int) -> Figures:
-    """Kill a run again and again; compare its nuclei with those of an undisturbed one."""
-    from geopandas.testing import assert_geodataframe_equal
-
-    from pathosam_qupath.demo import copy_example
-    from pathosam_qupath.qupath.project import open_project
-    from pathosam_qupath.run_record import open_run, run_ids
-
-    rng = random.Random(seed)
-    hit = finished = 0
-    done_before: list[int] = []
-    with tempfile.TemporaryDirectory() as name:
-        disturbed, other = Path(name) / "disturbed", Path(name) / "undisturbed"
-        project_folder = copy_example(disturbed).parent
-        begun = time.perf_counter()
-        child(disturbed).wait()
-        usual = time.perf_counter() - begun
-        runs_before = set(run_ids(project_folder))
-        while hit < kills:
-            process = child(disturbed)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=rng.uniform(0.3, 1.0) * usual)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                hit += 1
-            else:
-                finished += 1
-            process.wait()
-        assert child(disturbed).wait() == 0
-        runs = [run for run in run_ids(project_folder) if run not in runs_before]
-        manifests = [open_run(project_folder, run).manifest for run in runs]
-        assert all(m.finished is not None for m in manifests), "a run was left behind"
-        assert all(e.state == "written" for m in manifests for e in m.entries), "an image failed"
-        assert child(other, runs[-1]).wait() == 0
-        found = []
-        for folder in (disturbed, other):
-            with open_project(copy_example(folder), "embedded") as project:
-                found.append(project.entries[0].detections())
-        assert_geodataframe_equal(*found)
-        done_before.append(len(found[0]))
-    return {
-        "kills": hit,
-        "runs that came to their end before the kill": finished,
-        "runs in the record": len(runs),
-        "nuclei": done_before[0],
-        "nuclei that differ from the undisturbed run": 0,
-        "seconds of an undisturbed run": usual,
-    }
-
-
-def child(folder: Path, run_id: str = "") -> subprocess.Popen[bytes]:
-    """Start this script over a project, in a process of its own."""
-    command = [sys.executable, __file__, "--only", KILLED, "--folder", str(folder)]
-    return subprocess.Popen([*command, "--run", run_id])
-
-
-def in_own_process(arguments: list[str]) -> Figures:
-    command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+def in_own_process(**given: Any) -> Figures:  # noqa: ANN401
+    """Figures of :func:`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--measure", json.dumps(given)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+def shares(row: Figures) -> dict[str, float]:
+    """Shares of all cores that the stages used, what nobody used, what binds."""
+    capacity = row["seconds"] * row["cores"]
+    used = row["processor seconds"]
+    found = {name: seconds / capacity for name, seconds in used.items() if name != "all"}
+    found["other"] = used["all"] / capacity - sum(found.values())
+    found["idle"] = 1 - used["all"] / capacity
+    return found
+
+
+def binds(row: Figures) -> str:
+    """The limit that binds: the processor, or the stage that others wait for."""
+    found = shares(row)
+    if found["idle"] < 0.15:
+        largest = max((name for name in found if name != "idle"), key=lambda name: found[name])
+        return f"the processor ({largest})"
+    return max(row["wall seconds"], key=lambda name: row["wall seconds"][name])
+
+
+HEAD = (
+    "| slide | nuclei | network | backend | time | nuclei/s | peak | reading | network | polygons "
+    "| writing | tissue, stain, rest | idle | binds |\n"
+    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|"
+)
+
+
+def line(row: Figures) -> str:
+    """A row of the table."""
+    found = shares(row)
+    writing = sum(found.get(name, 0) for name in ("ledger", "record", "file"))
+    rest = found["other"] + found.get("tissue", 0) + found.get("stain", 0)
+    cells = [
+        f"{row['side']:,}²",
+        f"{row['nuclei']:,}",
+        row["model"],
+        row["backend"],
+        f"{row['seconds']:.1f} s",
+        f"{row['nuclei per second']:,.0f}",
+        f"{row['peak MB']:,.0f} MB",
+        *(f"{found.get(name, 0):.0%}" for name in ("reading", "network", "polygons")),
+        f"{writing:.0%}",
+        f"{rest:.0%}",
+        f"{found['idle']:.0%}",
+        binds(row),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sides", type=int, nargs="*", default=[4096, 8192, 16384])
-    parser.add_argument("--share", type=float, default=0.3, help="of the slide that is tissue")
-    parser.add_argument("--tissue", action="store_true", help="leave glass out, as runs do")
-    parser.add_argument("--kills", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=1)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parts = ("runs", "bundled", "writing", "slope")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=["runs", "bundled", "writing"])
+    parser.add_argument("--sides", type=int, nargs="+", default=[4096, 8192, 16384])
+    parser.add_argument("--bundled-sides", type=int, nargs="+", default=[4096])
+    parser.add_argument("--nuclei", type=int, nargs="+", default=[100_000, 1_000_000])
+    parser.add_argument("--slope-sides", type=int, nargs="+", default=[16384, 32768, 65536, 100000])
+    parser.add_argument("--slope-share", type=float, default=0.05)
+    parser.add_argument("--share", type=float, default=1.0, help="of the slide that is tissue")
+    parser.add_argument("--backends", nargs="+", choices=["embedded", "paquo"], default=None)
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--only", choices=["side", KILLED], default=None, help="for itself")
-    parser.add_argument("--folder", type=Path, help="for itself")
-    parser.add_argument("--run", default="", help="for itself")
+    parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.only == KILLED:
-        treat(arguments.folder, arguments.run or None)
+    if arguments.measure is not None:
+        print(json.dumps(measure(**json.loads(arguments.measure))))
         return
-    if arguments.only == "side":
-        print(json.dumps(measure(arguments.sides[0], arguments.share, arguments.tissue)))
-        return
+    began = time.perf_counter()
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    print(shown("Machine", machine))
-    found: Figures = {"machine": machine, "sides": []}
-    for side in arguments.sides:
-        given = ["--only", "side", "--sides", str(side), "--share", str(arguments.share)]
-        figures = in_own_process(given + (["--tissue"] if arguments.tissue else []))
-        found["sides"].append(figures)
-        print(shown(f"Slide {figures['slide']}", figures), flush=True)
-    if len(found["sides"]) > 1:
-        megapixels = [side**2 / 1e6 for side in arguments.sides]
-        memory = [figures["MB at peak"] for figures in found["sides"]]
-        slope = float(np.polyfit(megapixels, memory, 1)[0])
-        found["MB per megapixel"] = slope
-        print(f"Slope of peak memory over area: {slope:.4f} MB per megapixel")
-    if arguments.kills:
-        found["kills"] = measure_kills(arguments.kills, arguments.seed)
-        print(shown("Kills", found["kills"]))
+    print(f"{machine['processor']}, {machine['cores']} cores\n\n{HEAD}", flush=True)
+    found: Figures = {"machine": machine}
+    for part, wanted in _wanted(arguments).items():
+        found[part] = []
+        for given in wanted:
+            found[part].append(in_own_process(**given))
+            print(line(found[part][-1]), flush=True)
+    for row in found.get("bundled", []):
+        lost = 1 - shares(row)["network"]
+        of_work = 1 - row["processor seconds"]["network"] / row["processor seconds"]["all"]
+        print(
+            f"\nBundled model, {row['side']:,}²: {lost:.1%} of the cores' time is not the "
+            f"network's ({shares(row)['idle']:.1%} idle; of the time used, {of_work:.1%})"
+        )
+    if len(found.get("slope", [])) > 1:
+        rows = found["slope"]
+        slope = np.polyfit([r["megapixels"] for r in rows], [r["peak MB"] for r in rows], 1)[0]
+        found["MB per megapixel"] = float(slope)
+        print(f"\nSlope of peak memory over area: {slope:.5f} MB per megapixel")
+    found["seconds"] = time.perf_counter() - began
+    print(f"\nAll of it took {found['seconds'] / 60:.1f} min.")
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
+    """What to measure, by part."""
+    backends = arguments.backends
+    if backends is None:
+        from pathosam_qupath.qupath.jvm import find_installation
+
+        backends = ["embedded"]
+        if find_installation() is None:
+            print("No QuPath found (PAQUO_QUPATH_DIR): the embedded backend alone.")
+        else:
+            backends.append("paquo")
+
+    def row(
+        side: int, backend: str = "embedded", model: str = "cheap", nuclei: int = 0, **other: float
+    ) -> Figures:
+        share = other.get("share", arguments.share)
+        return {
+            "side": side,
+            "share": share,
+            "backend": backend,
+            "model_name": model,
+            "nuclei": nuclei,
+        }
+
+    found: dict[str, Callable[[], list[Figures]]] = {
+        "runs": lambda: [row(s, b) for s in arguments.sides for b in backends],
+        "bundled": lambda: [row(s, model="bundled") for s in arguments.bundled_sides],
+        "writing": lambda: [
+            row(SIDE_OF_WRITING, b, nuclei=n) for n in arguments.nuclei for b in backends
+        ],
+        "slope": lambda: [row(s, share=arguments.slope_share) for s in arguments.slope_sides],
+    }
+    return {part: found[part]() for part in arguments.parts}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ From a script or a notebook::
     nuclei = pq.segment("slide.svs", (2000, 3000, 6000, 7000))
 
 What the package offers there is imported when it is first used: :func:`segment`,
-:func:`open_slide`, :func:`open_project`, :func:`load_model`, :func:`to_anndata`.
+:func:`open_slide`, :func:`open_project`, :func:`load_model`, :func:`to_anndata`,
+:func:`to_spatialdata`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,19 @@ if TYPE_CHECKING:
     from pathosam_qupath.model import load_model
     from pathosam_qupath.qupath.project import open_project
     from pathosam_qupath.slide import open_slide
-    from pathosam_qupath.spatial import to_anndata
+    from pathosam_qupath.spatial import to_anndata, to_spatialdata
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "load_model", "open_project", "open_slide", "segment", "to_anndata"]
+__all__ = [
+    "__version__",
+    "load_model",
+    "open_project",
+    "open_slide",
+    "segment",
+    "to_anndata",
+    "to_spatialdata",
+]
 
 _WHERE = {
     "segment": "api",
@@ -32,6 +41,7 @@ _WHERE = {
     "open_project": "qupath.project",
     "open_slide": "slide",
     "to_anndata": "spatial",
+    "to_spatialdata": "spatial",
 }
 
 

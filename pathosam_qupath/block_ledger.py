@@ -18,10 +18,11 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import shapely
@@ -32,6 +33,9 @@ from pathosam_qupath.segmentation.objects import Objects
 from pathosam_qupath.segmentation.pipeline import BlockResult
 from pathosam_qupath.segmentation.tile_maps import Quality
 from pathosam_qupath.segmentation.tiling import TileIndex
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _MAGIC = b"PSBLOCK1"
 _HEADER = struct.Struct("<4sIQQ")
@@ -44,16 +48,24 @@ class BlockLedger:
 
     Attributes
     ----------
-    done : numbers of the blocks that need not be computed again.
+    objects : how many objects the finished blocks hold.
     differences : why the blocks of an earlier attempt could not be used; empty where they
         could, or where there were none.
     """
 
-    def __init__(self, path: Path, file: BinaryIO, done: set[int], differences: list[str]) -> None:
+    def __init__(
+        self, path: Path, file: BinaryIO, found: _Found, differences: Sequence[str] = ()
+    ) -> None:
         self.path = path
-        self.done = done
-        self.differences = differences
+        self.differences = list(differences)
+        self.objects = found.objects
+        self._starts = found.starts
         self._file = file
+
+    @property
+    def done(self) -> Collection[int]:
+        """Numbers of the blocks that need not be computed again."""
+        return self._starts.keys()
 
     def append(self, result: BlockResult) -> None:
         """Put a finished block on the disk.
@@ -62,29 +74,29 @@ class BlockLedger:
         ------
         RunError : the disk is full or gone.
         """
+        start = self._file.tell()
         _append(self.path, self._file, _BLOCK, result.number, packed(result))
-        self.done.add(result.number)
+        self._starts[result.number] = start
+        self.objects += len(result.objects.anchors)
 
     def results(self) -> Iterator[BlockResult]:
-        """Every finished block, in the order in which they were finished.
+        """Every finished block by its number, whatever the order in which they were finished.
 
         Raises
         ------
         RunError : a record has changed since it was written.
         """
         with self.path.open("rb") as file:
-            file.seek(len(_MAGIC))
-            seen = 0
-            for mark, number, payload, _ in _records(file):
-                if mark == _BLOCK:
-                    seen += 1
-                    yield unpacked(number, payload)
-        if seen != len(self.done):
-            raise RunError(
-                self.path,
-                f"{len(self.done) - seen} of its {len(self.done)} blocks cannot be read back",
-                "Check the disk, then run the same command again.",
-            )
+            for number in sorted(self._starts):
+                file.seek(self._starts[number])
+                mark, found, payload, _ = next(_records(file), (b"", 0, b"", 0))
+                if (mark, found) != (_BLOCK, number):
+                    raise RunError(
+                        self.path,
+                        f"block {number} cannot be read back",
+                        "Check the disk, then run the same command again.",
+                    )
+                yield unpacked(number, payload)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -102,6 +114,19 @@ class BlockLedger:
         self.close()
 
 
+@dataclass
+class _Found:
+    """What a file holds: where each block's record begins, and how many objects there are.
+
+    ``end`` is that of the last whole record; ``identity`` is None where there is none.
+    """
+
+    identity: dict[str, Any] | None = None
+    starts: dict[int, int] = field(default_factory=dict)
+    objects: int = 0
+    end: int = 0
+
+
 def open_ledger(path: Path, identity: Mapping[str, Any]) -> BlockLedger:
     """Go on with an image's ledger, or begin one.
 
@@ -117,20 +142,21 @@ def open_ledger(path: Path, identity: Mapping[str, Any]) -> BlockLedger:
     identity = json.loads(json.dumps(identity))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        earlier, done, end = _read(path)
-        differences = [] if earlier is None else differing(earlier, identity)
-        if earlier is not None and not differences:
+        earlier = _read(path)
+        then = earlier.identity
+        differences = [] if then is None else differing(then, identity)
+        if then is not None and not differences:
             file = path.open("r+b")
-            file.truncate(end)
-            file.seek(end)
-            return BlockLedger(path, file, done, [])
+            file.truncate(earlier.end)
+            file.seek(earlier.end)
+            return BlockLedger(path, file, earlier)
         file = path.open("w+b")
         file.write(_MAGIC)
     except OSError as error:
         raise _unwritable(path, error) from error
     _append(path, file, _PLAN, 0, json.dumps(identity).encode())
     _sync_folder(path.parent)
-    return BlockLedger(path, file, set(), differences)
+    return BlockLedger(path, file, _Found(), differences)
 
 
 def differing(then: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -150,27 +176,27 @@ def _short(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "…"
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, set[int], int]:
-    """Identity, finished blocks and end of the last whole record of a file."""
-    done: set[int] = set()
-    identity: dict[str, Any] | None = None
-    end = 0
+def _read(path: Path) -> _Found:
+    """What there is up to the last whole record."""
+    found = _Found()
     try:
         file = path.open("rb")
     except FileNotFoundError:
-        return None, done, end
+        return found
     with file:
         if file.read(len(_MAGIC)) != _MAGIC:
-            return None, done, end
-        for mark, number, payload, end_of_record in _records(file):
-            if mark == _PLAN and identity is None:
-                identity = json.loads(payload)
-            elif mark == _BLOCK and identity is not None and number not in done:
-                done.add(number)
+            return found
+        start = len(_MAGIC)
+        for mark, number, payload, end in _records(file):
+            if mark == _PLAN and found.identity is None:
+                found.identity = json.loads(payload)
+            elif mark == _BLOCK and found.identity is not None and number not in found.starts:
+                found.starts[number] = start
+                found.objects += _table(payload).num_rows
             else:
                 break
-            end = end_of_record
-    return identity, done, end
+            found.end = start = end
+    return found
 
 
 def _records(file: BinaryIO) -> Iterator[tuple[bytes, int, bytes, int]]:
@@ -226,9 +252,7 @@ def packed(result: BlockResult) -> bytes:
 
 def unpacked(number: int, payload: bytes) -> BlockResult:
     """The way back from :func:`packed`."""
-    import pyarrow as pa
-
-    table = pa.ipc.open_stream(payload).read_all()
+    table = _table(payload)
     anchors = np.stack([table["x"].to_numpy(), table["y"].to_numpy()], axis=1).astype(np.int64)
     polygons = np.asarray(shapely.from_wkb(np.array(table["polygon"].to_pylist(), object)), object)
     names = [name for name in table.column_names if name.startswith("class ")]
@@ -239,6 +263,12 @@ def unpacked(number: int, payload: bytes) -> BlockResult:
         (column, row): seen for column, row, seen in json.loads(table.schema.metadata[b"quality"])
     }
     return BlockResult(number, Objects(anchors, polygons, sums), quality)
+
+
+def _table(payload: bytes) -> pa.Table:
+    import pyarrow as pa
+
+    return pa.ipc.open_stream(payload).read_all()
 
 
 def _sync_folder(folder: Path) -> None:

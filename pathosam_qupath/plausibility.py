@@ -1,4 +1,4 @@
-"""What a run's numbers say against it: wrong pixel size, no focus, hardly any nuclei.
+"""What a run's numbers say against it: wrong pixel size, strange stain, no focus, no tissue.
 
 Nuclei of human tissue have a median area between about 20 µm² (lymphocytes) and 90 µm²
 (large carcinoma cells). A pixel size that is wrong by a factor of two makes areas wrong by
@@ -32,6 +32,7 @@ def warnings_of(
     blank: int,
     blurred: int,
     magnification: float | None = None,
+    stain: float | None = None,
 ) -> tuple[str, ...]:
     """What a reader should doubt about an image, each with its remedy.
 
@@ -41,6 +42,7 @@ def warnings_of(
     mpp : µm/px (x, y) that the areas rest on.
     tiles, blank, blurred : tiles looked at, and how many were empty or out of focus.
     magnification : objective power that the image file names, where it does.
+    stain : how far the stain is from that of the training images (``segmentation.stain``).
     """
     said = []
     if magnification and not 0.6 < mpp[0] * magnification / _OBJECTIVE < 1.7:
@@ -63,6 +65,12 @@ def warnings_of(
                 f"be finer than {mpp[0]:.3g} µm/px (40x read as 20x?). Check its pixel size, or "
                 f"try --mpp {mpp[0] / 2:.3g}"
             )
+    if stain is not None and stain > 1:
+        said.append(
+            "the stain is unlike that of the bundled model's training images (haematoxylin and "
+            f"eosin): {stain:.1f} times as far from their middle as the farthest of them. Look at "
+            "the nuclei first; `pathosam-qupath finetune` tunes a model to a stain"
+        )
     shown = tiles - blank
     if shown > 0 and blurred > _BLURRED_SHARE * shown:
         said.append(

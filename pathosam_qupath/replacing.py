@@ -91,12 +91,18 @@ def in_region(shapes: NDArray[np.object_], region: BaseGeometry | None) -> NDArr
     return found
 
 
-def lies_on_kept(new: NDArray[np.object_], kept: NDArray[np.object_]) -> NDArray[np.bool_]:
-    """Which of the new shapes lie on a kept one by more than ``OVERLAP`` of the smaller area."""
+def lies_on_kept(new: NDArray[np.object_], tree: shapely.STRtree) -> NDArray[np.bool_]:
+    """Which of the new shapes lie on a kept one by more than ``OVERLAP`` of the smaller area.
+
+    Parameters
+    ----------
+    tree : of the kept shapes.
+    """
     on = np.zeros(len(new), dtype=bool)
+    kept = tree.geometries
     if len(new) == 0 or len(kept) == 0:
         return on
-    first, second = shapely.STRtree(kept).query(new, predicate="intersects")
+    first, second = tree.query(new, predicate="intersects")
     if len(first) == 0:
         return on
     near = _boxes_share_enough(new, kept, first, second)

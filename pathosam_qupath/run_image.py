@@ -12,26 +12,30 @@ import traceback
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from pathosam_qupath.block_ledger import BlockLedger
 from pathosam_qupath.block_workers import BlockWorkers
 from pathosam_qupath.disk_space import bytes_needed, check_room
 from pathosam_qupath.errors import PathosamError, SchedulerError
 from pathosam_qupath.plausibility import warnings_of
 from pathosam_qupath.qupath.project import HierarchyChange
 from pathosam_qupath.run_blocks import BegunImage, begin_image, fill_ledger
+from pathosam_qupath.run_nuclei import Gathered, gather
 from pathosam_qupath.run_plan import EntryPlan, RunOptions
 from pathosam_qupath.run_record import EntryRecord, RunRecord, backup_of, file_hash
-from pathosam_qupath.run_writing import as_it_is_now, colors_used, combine
+from pathosam_qupath.run_writing import as_it_is_now, colors_used, fitted, present, refusals
 from pathosam_qupath.segmentation.classes import MODEL_NAMES
 from pathosam_qupath.segmentation.pipeline import (
+    BlockPlan,
     SegmentOptions,
     nuclei_frame,
 )
+from pathosam_qupath.segmentation.stain import stain_distance
+from pathosam_qupath.segmentation.tissue import Tissue
 
 if TYPE_CHECKING:
-    import geopandas as gpd
-
     from pathosam_qupath.model.interface import ModelDescription
     from pathosam_qupath.qupath.project import Entry, Project
 
@@ -137,39 +141,68 @@ def _treat(
     tell: Callable[..., None],
     following: EntryPlan | None,
 ) -> EntryRecord:
-    record, regions = work.record, plan.regions
+    record, model, regions = work.record, work.model, plan.regions
     assert regions is not None
-    nuclei, seen = _segment(plan, work, tell, following)
-    if nuclei is None:
-        return seen
+    done = _segment(plan, work, tell, following)
+    if isinstance(done, EntryRecord):
+        return done
     project, entry = as_it_is_now(project, plan, work.options)
     found = _written_before(entry, record)
     if found is not None:
         return found
-    check_room(record.folder, bytes_needed(entry.data_path, len(nuclei)))
-    run_id = record.manifest.run
-    nuclei, predicted, remove = combine(project, entry, nuclei, regions, work.options, run_id)
-    record.save_predictions(entry.id, nuclei)
-    hash_before = record.save_before(entry.id, entry.data_path)
-    predicted = replace(
-        predicted,
+    check_room(record.folder, bytes_needed(entry.data_path, done.ledger.objects))
+    there = present(project, entry, regions, work.options)
+    gathered = gather(
+        done.ledger.results(),
+        (done.plan.grid.columns, done.plan.grid.rows),
+        frame_of=lambda objects: nuclei_frame(objects, done.mpp, model.info, done.options),
+        fit=lambda nuclei: fitted(nuclei, there, record.manifest.run),
+        store=partial(record.store_nuclei, entry.id),
+    )
+    nuclei, remove = gathered.stored, there.replacement.remove
+    predicted = EntryRecord(
+        entry.id,
+        entry.name,
+        state="predicted",
+        nuclei=len(nuclei),
+        removed=len(remove),
+        kept=there.replacement.kept_inside,
+        overlapping=gathered.left_out,
         area=plan.area,
         regions=regions.digest(),
-        tiles=seen.tiles,
-        blank=seen.blank,
-        blurred=seen.blurred,
-        tissue=seen.tissue,
-        warnings=seen.warnings,
-        hash_before=hash_before,
+        tiles=int(done.plan.wanted.sum()),
+        blank=gathered.blank,
+        blurred=gathered.blurred,
+        tissue=None if done.tissue is None else done.tissue.share,
+        stain=None if done.stain is None else round(done.stain, 3),
+        warnings=_warnings(done, gathered),
+        hash_before=record.save_before(entry.id, entry.data_path),
+        message=refusals(regions),
     )
     record.update(predicted)
 
     if len(nuclei) or remove:
-        colors = colors_used(nuclei, work.model, work.options)
+        colors = colors_used(nuclei.classes, model, work.options)
         record.add_class_colors(colors)
         project.add_classes(colors)
-        entry.write(HierarchyChange(remove=remove, add=nuclei))
+        entry.write(HierarchyChange(remove=remove, batches=nuclei))
     return replace(predicted, state="written", hash_after=file_hash(entry.data_path))
+
+
+def _warnings(done: _Segmented, gathered: Gathered) -> tuple[str, ...]:
+    """What speaks against an image's numbers."""
+    said = warnings_of(
+        gathered.areas * (done.mpp[0] * done.mpp[1]),
+        done.mpp,
+        tiles=int(done.plan.wanted.sum()),
+        blank=gathered.blank,
+        blurred=gathered.blurred,
+        magnification=done.magnification,
+        stain=done.stain,
+    )
+    if done.tissue is not None and not done.tissue.found:
+        said += ("no tissue was found, so all of the image was looked at",)
+    return said
 
 
 def _written_before(entry: Entry, record: RunRecord) -> EntryRecord | None:
@@ -186,43 +219,45 @@ def _written_before(entry: Entry, record: RunRecord) -> EntryRecord | None:
     return replace(then, state="written", hash_after=after)
 
 
+@dataclass(frozen=True, eq=False)
+class _Segmented:
+    """An image all of whose blocks are in its ledger."""
+
+    ledger: BlockLedger
+    plan: BlockPlan
+    options: SegmentOptions
+    mpp: tuple[float, float]
+    magnification: float | None
+    tissue: Tissue | None
+    stain: float | None
+
+
 def _segment(
     plan: EntryPlan, work: Work, tell: Callable[..., None], following: EntryPlan | None
-) -> tuple[gpd.GeoDataFrame | None, EntryRecord]:
-    """An image's nuclei, and its record with counts of tiles; block by block, by the ledger.
+) -> _Segmented | EntryRecord:
+    """Put an image's blocks into its ledger.
 
-    No nuclei where the run was asked to stop; the record then says how far it came.
+    Where the run was asked to stop, the image's record instead, which says how far it came.
     """
     entry = work.record.manifest.entry(plan.entry.id)
     with closing(_begin(plan, work)) as begun:
         _begin_ahead(following, work)
-        todo, slide, tissue = begun.blocks.plan, begun.slide, begun.tissue
-        mpp, magnification = slide.mpp, slide.magnification
+        todo, slide = begun.blocks.plan, begun.slide
         fill_ledger(begun, work.workers, work.stop, tell)
         if begun.left:
             there = len(begun.ledger.done)
             message = f"stopped; {there} of {len(todo.blocks)} blocks are done"
-            return None, replace(entry, message=message)
-        found = list(begun.ledger.results())
-        options = begun.blocks.options
-        nuclei = nuclei_frame([r.objects for r in found], mpp, work.model.info, options)
-    quality = {tile: seen for result in found for tile, seen in result.quality.items()}
-    kinds = list(quality.values())
-    tiles, blank, blurred = int(todo.wanted.sum()), kinds.count("blank"), kinds.count("blurred")
-    areas = nuclei.geometry.area.to_numpy() * mpp[0] * mpp[1]
-    warnings = warnings_of(
-        areas, mpp, tiles=tiles, blank=blank, blurred=blurred, magnification=magnification
-    )
-    if tissue is not None and not tissue.found:
-        warnings += ("no tissue was found, so all of the image was looked at",)
-    return nuclei, replace(
-        entry,
-        tiles=tiles,
-        blank=blank,
-        blurred=blurred,
-        tissue=None if tissue is None else tissue.share,
-        warnings=warnings,
-    )
+            return replace(entry, message=message)
+        stain = stain_distance(todo)
+        return _Segmented(
+            begun.ledger,
+            todo,
+            begun.blocks.options,
+            slide.mpp,
+            slide.magnification,
+            begun.tissue,
+            stain,
+        )
 
 
 def _begin(plan: EntryPlan, work: Work) -> BegunImage:

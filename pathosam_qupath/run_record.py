@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,6 +34,7 @@ import numpy as np
 
 from pathosam_qupath.errors import ProjectError, RunError
 from pathosam_qupath.qupath.atomic import MISSING, Fingerprint, fingerprint, replace_file
+from pathosam_qupath.run_predictions import StoredNuclei, store_nuclei
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -63,6 +64,8 @@ class EntryRecord:
     hash_before, hash_after : SHA-256 of ``data.qpdata``; None where there was no file, or
         where the run did not get so far.
     tissue : share of the image that counted as tissue, None where nobody asked.
+    stain : how far the stain is from the training images'; above 1 it is unlike them. None
+        where there is too little tissue to tell.
     warnings : what speaks against the numbers, each with its remedy.
     message : why the image failed or was skipped, or what the reader should know.
     exit_code : the error's exit code where the image failed.
@@ -81,6 +84,7 @@ class EntryRecord:
     blank: int = 0
     blurred: int = 0
     tissue: float | None = None
+    stain: float | None = None
     warnings: tuple[str, ...] = ()
     hash_before: str | None = None
     hash_after: str | None = None
@@ -183,6 +187,12 @@ class RunRecord:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_parquet(path, frame)
         return path
+
+    def store_nuclei(self, entry_id: str, frames: Iterable[gpd.GeoDataFrame]) -> StoredNuclei:
+        """Write an image's nuclei, frame by frame, where :meth:`load_predictions` finds them."""
+        path = self.entry_folder(entry_id) / "predictions.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return store_nuclei(path, frames)
 
     def load_predictions(self, entry_id: str) -> gpd.GeoDataFrame | None:
         """An image's nuclei as the run wrote them; None where the record has none.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import geopandas as gpd
 import numpy as np
@@ -15,28 +15,38 @@ from pathosam_qupath.qupath.objects import FRAME_COLUMNS
 from pathosam_qupath.qupath.placement import smallest_holding
 from pathosam_qupath.qupath.project import open_project
 from pathosam_qupath.regions import Regions, choose_regions, label
-from pathosam_qupath.replacing import lies_on_kept, replace_earlier
+from pathosam_qupath.replacing import Replacement, lies_on_kept, replace_earlier
 from pathosam_qupath.run_plan import EntryPlan, RunOptions
-from pathosam_qupath.run_record import EntryRecord, open_run, run_ids
+from pathosam_qupath.run_record import open_run, run_ids
 from pathosam_qupath.segmentation.classes import MODEL_NAMES
 from pathosam_qupath.segmentation.classes import class_colors as colors_of_classes
 
 if TYPE_CHECKING:
     from pathosam_qupath.model.interface import ModelDescription
+    from pathosam_qupath.qupath.objects import PathObject
     from pathosam_qupath.qupath.project import Color, Entry, Project
 
 _MOST_REFUSALS = 5
 
 
-def combine(
-    project: Project,
-    entry: Entry,
-    nuclei: gpd.GeoDataFrame,
-    regions: Regions,
-    options: RunOptions,
-    run_id: str,
-) -> tuple[gpd.GeoDataFrame, EntryRecord, frozenset[UUID]]:
-    """What to write, given what is there: new nuclei, the counts, ids to remove."""
+@dataclass(frozen=True, eq=False)
+class Present:
+    """What new nuclei meet in an image's file.
+
+    Attributes
+    ----------
+    annotations : of the image, which may become their parents.
+    replacement : what goes and what stays of earlier runs' nuclei.
+    kept : tree of the shapes that stay.
+    """
+
+    annotations: Sequence[PathObject]
+    replacement: Replacement
+    kept: shapely.STRtree
+
+
+def present(project: Project, entry: Entry, regions: Regions, options: RunOptions) -> Present:
+    """What new nuclei meet in an image's file."""
     annotations, existing = entry.annotations(), entry.detections()
     parents = {str(a.parent) for a in annotations if a.parent is not None}
     parents.update(existing["parent"].dropna())
@@ -48,22 +58,20 @@ def combine(
         policy=options.policy,
         replace_edited=options.replace_edited,
     )
-    on_kept = lies_on_kept(nuclei.geometry.to_numpy(), replacement.kept.geometry.to_numpy())
-    nuclei = _place(nuclei[~on_kept].reset_index(drop=True), annotations, run_id)
-    predicted = EntryRecord(
-        entry.id,
-        entry.name,
-        state="predicted",
-        nuclei=len(nuclei),
-        removed=len(replacement.remove),
-        kept=replacement.kept_inside,
-        overlapping=int(on_kept.sum()),
-        message=_refusals(regions),
-    )
-    return nuclei, predicted, replacement.remove
+    tree = shapely.STRtree(replacement.kept.geometry.to_numpy())
+    return Present(annotations, replacement, tree)
 
 
-def _refusals(regions: Regions) -> str | None:
+def fitted(nuclei: gpd.GeoDataFrame, there: Present, run_id: str) -> gpd.GeoDataFrame:
+    """Nuclei as they are written: without those that lie on kept ones, with all columns.
+
+    These are every column that a detection has, the parent among them.
+    """
+    on_kept = lies_on_kept(nuclei.geometry.to_numpy(), there.kept)
+    return _placed(nuclei[~on_kept].reset_index(drop=True), there.annotations, run_id)
+
+
+def refusals(regions: Regions) -> str | None:
     """Which annotations were asked for in vain, the first few by name."""
     said = [f"{label(a)} {reason}" for a, reason in regions.refused]
     if len(said) > _MOST_REFUSALS:
@@ -110,7 +118,9 @@ def _recorded(project: Project, run_id: str, entry_id: str) -> gpd.GeoDataFrame 
     return open_run(project.path.parent, run_id).load_predictions(entry_id)
 
 
-def _place(nuclei: gpd.GeoDataFrame, annotations: Sequence[Any], run_id: str) -> gpd.GeoDataFrame:
+def _placed(
+    nuclei: gpd.GeoDataFrame, annotations: Sequence[PathObject], run_id: str
+) -> gpd.GeoDataFrame:
     """Complete a frame: every column that a detection has, parents, vertices as float32."""
     shapes = shapely.transform(
         nuclei.geometry.to_numpy(), lambda xy: xy.astype(np.float32).astype(np.float64)
@@ -123,10 +133,9 @@ def _place(nuclei: gpd.GeoDataFrame, annotations: Sequence[Any], run_id: str) ->
 
 
 def colors_used(
-    nuclei: gpd.GeoDataFrame, model: ModelDescription, options: RunOptions
+    used: Collection[str], model: ModelDescription, options: RunOptions
 ) -> dict[str, Color]:
     """Colours of the classes that occur, by the project's names."""
     info = model.info
     colors = colors_of_classes(info.classes, info.colors, options.class_map or MODEL_NAMES)
-    used = set(nuclei["classification"].dropna())
     return {name: color for name, color in colors.items() if name in used}

@@ -1,4 +1,4 @@
-"""Nuclei as AnnData, the table that scanpy, squidpy and SpatialData work on."""
+"""Nuclei as AnnData, the table that scanpy and squidpy work on, and as SpatialData."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathosam_qupath.errors import UsageError
 if TYPE_CHECKING:
     from anndata import AnnData
     from geopandas import GeoDataFrame
+    from spatialdata import SpatialData
 
 _TOLD = ("id", "classification", "probability", "geometry")
 
@@ -57,4 +58,52 @@ def to_anndata(nuclei: GeoDataFrame, mpp: tuple[float, float] | None = None) -> 
         var=measured.columns.to_frame(name="measurement").set_index("measurement"),
         obsm={"spatial": centres * np.asarray(mpp)},
         uns={"nuclei": told},
+    )
+
+
+def to_spatialdata(nuclei: GeoDataFrame, mpp: tuple[float, float] | None = None) -> SpatialData:
+    """Nuclei as SpatialData: their outlines, and the table of :func:`to_anndata` about them.
+
+    Parameters
+    ----------
+    nuclei, mpp : as for :func:`to_anndata`.
+
+    Returns
+    -------
+    data : ``data["nuclei"]`` has the outlines by the nucleus' id, in pixels of the slide
+        (coordinate system "global") and in µm (coordinate system "um");
+        ``data["measurements"]`` the table, whose column ``nucleus`` names the outline.
+
+    Raises
+    ------
+    UsageError : spatialdata is not installed, or the pixel size is not known.
+    """
+    try:
+        from spatialdata import SpatialData
+        from spatialdata.models import ShapesModel, TableModel
+        from spatialdata.transformations import Identity, Scale
+    except ImportError as error:
+        raise UsageError(
+            "spatialdata",
+            f"it cannot be imported ({error})",
+            "`pip install 'pathosam-qupath[spatialdata]'`.",
+        ) from error
+    table = to_anndata(nuclei, mpp)
+    table.obs["region"] = "nuclei"
+    table.obs["region"] = table.obs["region"].astype("category")
+    table.obs["nucleus"] = table.obs_names.to_numpy()
+    outlines = nuclei[["geometry"]].set_index(nuclei["id"].astype(str)).rename_axis(None)
+    scale = Scale(np.asarray(mpp or nuclei.attrs["mpp"]), axes=("x", "y"))
+    outlines.attrs = {}
+    return SpatialData(
+        shapes={
+            "nuclei": ShapesModel.parse(
+                outlines, transformations={"global": Identity(), "um": scale}
+            )
+        },
+        tables={
+            "measurements": TableModel.parse(
+                table, region="nuclei", region_key="region", instance_key="nucleus"
+            )
+        },
     )

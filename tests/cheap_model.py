@@ -2,8 +2,8 @@
 
 Dark blobs are nuclei. Blocks are small here, so that the tissue image makes many of them,
 which is what a run that is cut off and taken up again needs. As a script it treats
-a project: ``cheap_model.py PROJECT MOVED [RUN]``, going on with the last run, or beginning
-one of the given id.
+a project: ``cheap_model.py PROJECT MOVED [RUN] [BACKEND]``, going on with the last run, or
+beginning one of the given id.
 """
 
 import os
@@ -70,7 +70,7 @@ class CheapLoader:
         return CheapModel(seconds=self.seconds, weights_hash=weights)
 
 
-def treat(project, moved, run_id=None, *, model=None, **arguments):
+def treat(project, moved, run_id=None, backend="embedded", *, model=None, **arguments):
     """Run over the tissue image of a project; the run's record."""
     from ihc_project import IMAGE, MPP
 
@@ -80,10 +80,10 @@ def treat(project, moved, run_id=None, *, model=None, **arguments):
     from pathosam_qupath.segmentation.pipeline import SegmentOptions
 
     run_image.SegmentOptions = partial(SegmentOptions, block=128)
-    if run_id is not None:
+    if run_id:
         batch.new_run_id = lambda folder: run_id
     options = RunOptions(images=(IMAGE,), mpp=MPP)
-    with open_project(project, "embedded", path_map=PathMap.parse([moved])) as opened:
+    with open_project(project, backend, path_map=PathMap.parse([moved])) as opened:
         plans = plan_run(opened, options)
         return batch.run(opened, model or CheapModel(), options, plans, **arguments)
 

@@ -11,7 +11,7 @@ NUCLEI = np.random.default_rng(0).lognormal(np.log(45), 0.5, 500)
 """Areas as a tissue has them, µm²."""
 
 
-def said(areas=NUCLEI, mpp=0.25, tiles=100, blank=0, blurred=0, magnification=None):
+def said(areas=NUCLEI, mpp=0.25, tiles=100, blank=0, blurred=0, magnification=None, stain=None):
     return warnings_of(
         np.asarray(areas),
         (mpp, mpp),
@@ -19,6 +19,7 @@ def said(areas=NUCLEI, mpp=0.25, tiles=100, blank=0, blurred=0, magnification=No
         blank=blank,
         blurred=blurred,
         magnification=magnification,
+        stain=stain,
     )
 
 
@@ -48,6 +49,12 @@ def test_tiles_out_of_focus_and_blank_ones_are_told():
     assert said(blank=40, blurred=5) == ()
     [blank] = said(areas=[], blank=100)
     assert "every tile is blank" in blank
+
+
+def test_a_strange_stain_is_told_and_a_usual_or_unknown_one_is_not():
+    [strange] = said(stain=1.34)
+    assert "1.3 times as far" in strange
+    assert said(stain=0.99) == said(stain=None) == ()
 
 
 def test_a_disk_without_room_is_an_error_before_anything_is_written(tmp_path):

@@ -19,6 +19,7 @@ from ihc_project import IhcProject
 from pathosam_qupath import batch
 from pathosam_qupath.errors import RunError
 from pathosam_qupath.estimates import earlier_rate
+from pathosam_qupath.qupath.jvm import find_installation
 from pathosam_qupath.rollback import roll_back
 from pathosam_qupath.run_lock import locked
 from pathosam_qupath.run_record import file_hash, open_run, run_ids
@@ -108,6 +109,33 @@ def test_killed_at_any_moment_and_taken_up_gives_what_an_undisturbed_run_gives(i
     with ihc.open() as project:
         roll_back(project, "last")
     assert len(ihc.detections()) == 0
+
+
+@pytest.mark.qupath
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_a_killed_run_of_qupaths_own_code_goes_on_to_what_the_embedded_writer_gives(ihc, again):
+    if find_installation() is None:
+        pytest.skip("no QuPath found; install QuPath 0.5 or newer and set PAQUO_QUPATH_DIR")
+    run_id = "20260101-000000-aaaa"
+    command = [sys.executable, str(SCRIPT), str(ihc.path), ihc.moved, run_id, "paquo"]
+    before = ihc.data.read_bytes()
+    for pattern in ("blocks", "predictions.parquet"):
+        process = subprocess.Popen(command)
+        while process.poll() is None and not list((ihc.path / "pathosam").rglob(pattern)):
+            time.sleep(0.005)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGKILL)
+        process.wait(timeout=60)
+        assert process.returncode == -signal.SIGKILL, "the run had ended before the kill"
+        if pattern == "blocks":
+            assert ihc.data.read_bytes() == before
+    assert subprocess.run(command, check=False, timeout=200).returncode == 0
+    assert run_ids(ihc.path) == [run_id]
+    record = open_run(ihc.path, run_id)
+    assert (record.manifest.backend, record.manifest.entries[0].state) == ("paquo", "written")
+    expected, found = again(run_id).detections(), ihc.detections()
+    assert found["id"].tolist() == expected["id"].tolist()
+    assert_geodataframe_equal(found, expected)
 
 
 @pytest.mark.parametrize("written", [False, True])

@@ -35,7 +35,12 @@ from pathosam_qupath.qupath.classes import (
 from pathosam_qupath.qupath.image_locations import ImageFinder
 from pathosam_qupath.qupath.image_sources import image_source
 from pathosam_qupath.qupath.objects import PathObject
-from pathosam_qupath.qupath.project import HierarchyChange, ImageSource, PathMap
+from pathosam_qupath.qupath.project import (
+    DetectionBatches,
+    HierarchyChange,
+    ImageSource,
+    PathMap,
+)
 from pathosam_qupath.qupath.project_file import ImageRecord, read_project_file
 from pathosam_qupath.qupath.qpdata import QpData
 
@@ -70,6 +75,11 @@ class EntryData(Protocol):
         self, frame: gpd.GeoDataFrame, class_colors: Mapping[str, Color] | None = None
     ) -> None:
         """Append detections to their parents' children."""
+
+    def add_batches(
+        self, batches: DetectionBatches, class_colors: Mapping[str, Color] | None = None
+    ) -> None:
+        """Append detections that come some at a time."""
 
     def add_annotations(
         self, annotations: Sequence[PathObject], class_colors: Mapping[str, Color] | None = None
@@ -203,6 +213,8 @@ class EmbeddedEntry:
         data.remove(change.remove)
         if change.add is not None and len(change.add):
             data.add_detections(change.add, self._colors(change.add.get("classification", ())))
+        if change.batches is not None:
+            data.add_batches(change.batches, self._colors(change.batches.classes))
         if change.annotations:
             classes = [annotation.classification for annotation in change.annotations]
             data.add_annotations(change.annotations, self._colors(classes))
@@ -210,7 +222,8 @@ class EmbeddedEntry:
         backup = self._damaged_path() if snapshot.from_backup else self._sibling(BACKUP)
         new = replace_file(self.data_path, data.write, expected=snapshot.main, backup=backup)
         self._snapshot = _Snapshot(new, from_backup=False)
-        self._project._loaded = (self.id, data)
+        if change.batches is None:  # else memory lacks what went straight to the file
+            self._project._loaded = (self.id, data)
 
     def _data(self) -> EntryData:
         """Return the entry's data, read now or still in memory."""

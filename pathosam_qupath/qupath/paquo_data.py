@@ -40,6 +40,8 @@ from pathosam_qupath.qupath.paquo_objects import (
 if TYPE_CHECKING:
     import geopandas as gpd
 
+    from pathosam_qupath.qupath.project import DetectionBatches
+
 _HIERARCHY = "qupath.lib.objects.hierarchy.PathObjectHierarchy"
 _BUFFER = 1 << 16
 _REMEDY = "Restore data.qpdata.bkp, or try the embedded backend (--backend embedded)."
@@ -178,6 +180,21 @@ class PaquoData:
                 end = start + int((parent_of == code).sum())
                 parent.addChildObjects(new.subList(start, end))
                 start = end
+
+    def add_batches(
+        self, batches: DetectionBatches, class_colors: Mapping[str, Color] | None = None
+    ) -> None:
+        """Append detections that come some at a time.
+
+        QuPath's objects of all of them are in Java's memory when this returns; outside of
+        it there is one frame at a time.
+        """
+        with _java_errors(self._subject, "QuPath cannot add the detections"):
+            ids = list(batches.counts)
+            parents, _ = self._parents(pd.DataFrame({"parent": ids}, dtype=object))
+            for name, parent in zip(ids, parents, strict=True):
+                for frame in batches.under(name):
+                    parent.addChildObjects(make_detections(frame, class_colors or {}))
 
     def add_annotations(
         self, annotations: Sequence[PathObject], class_colors: Mapping[str, Color] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,21 @@ class ImageSource:
     problem: str | None = None
 
 
+class DetectionBatches(Protocol):
+    """Detections that are too many to be held at once."""
+
+    @property
+    def counts(self) -> Mapping[str | None, int]:
+        """How many go under each parent: an annotation's id as text, or None for the root."""
+
+    @property
+    def classes(self) -> Collection[str]:
+        """The classes that occur."""
+
+    def under(self, parent: str | None, /) -> Iterator[gpd.GeoDataFrame]:
+        """The detections of a parent, some at a time, in the same order at each call."""
+
+
 @dataclass(frozen=True, eq=False)
 class HierarchyChange:
     """What to take out of an image's hierarchy and what to put in, in one write.
@@ -56,11 +71,13 @@ class HierarchyChange:
     remove : ids of objects to remove; children of a removed object move to its parent.
     add : detections (columns: ``FRAME_COLUMNS``; ``parent`` an annotation's id as text,
         or None for the root; every further float column is a measurement).
+    batches : detections that come while the file is written, after those of ``add``.
     annotations : annotations to add, in their order; measurements are not written.
     """
 
     remove: frozenset[UUID] = frozenset()
     add: gpd.GeoDataFrame | None = None
+    batches: DetectionBatches | None = None
     annotations: tuple[PathObject, ...] = ()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -21,7 +22,11 @@ from pathosam_qupath.qupath.java_serialization import read_stream, write_stream
 from pathosam_qupath.qupath.objects import PathObject
 from pathosam_qupath.qupath.qpdata_batches import read_batches
 from pathosam_qupath.qupath.qpdata_build import Color, Nodes, new_stream, walk_nodes
-from pathosam_qupath.qupath.qpdata_detections import build_detections
+from pathosam_qupath.qupath.qpdata_detections import (
+    DetectionBuilder,
+    StreamedRun,
+    build_detections,
+)
 from pathosam_qupath.qupath.qpdata_frames import FrameBuilder
 from pathosam_qupath.qupath.qpdata_hierarchy import HIERARCHY, Hierarchy, Place, TmaGrid
 from pathosam_qupath.qupath.qpdata_image import (
@@ -38,6 +43,8 @@ from pathosam_qupath.qupath.qpdata_objects import DETECTION, object_type, read_o
 
 if TYPE_CHECKING:
     import geopandas as gpd
+
+    from pathosam_qupath.qupath.project import DetectionBatches
 
 DETECTIONS = ("detection", "cell", "tile")
 
@@ -208,6 +215,27 @@ class QpData:
         """
         nodes = Nodes(walk_nodes(self._nodes))
         self._hierarchy.append(build_detections(frame, class_colors or {}, nodes))
+
+    def add_batches(
+        self, batches: DetectionBatches, class_colors: Mapping[str, Color] | None = None
+    ) -> None:
+        """Append detections that come when the stream is written, some at a time.
+
+        They are not there for any other method than :meth:`write`.
+
+        Parameters
+        ----------
+        class_colors : as for :meth:`add_detections`.
+        """
+        builder = DetectionBuilder(class_colors or {}, Nodes(walk_nodes(self._nodes)))
+        self._hierarchy.append(
+            {
+                None if parent is None else UUID(parent): [
+                    StreamedRun(count, partial(batches.under, parent), builder)
+                ]
+                for parent, count in batches.counts.items()
+            }
+        )
 
     def add_annotations(
         self, annotations: Sequence[PathObject], class_colors: Mapping[str, Color] | None = None

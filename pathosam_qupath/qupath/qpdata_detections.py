@@ -2,13 +2,14 @@
 
 One example of each layout is made from nodes and written; its bytes are then repeated and
 the columns that differ (id, vertices, measurements, class, run) put in. What is not a
-polygon without holes becomes a GeometryROI, object by object.
+polygon without holes becomes a GeometryROI, object by object. Detections that are too many
+to be held at once are made when the stream is written, and forgotten.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -17,8 +18,8 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pathosam_qupath.errors import UsageError
-from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, Node
+from pathosam_qupath.errors import ProjectError, UsageError
+from pathosam_qupath.qupath.java_objects import JavaArray, JavaObject, JavaString, Node, Run
 from pathosam_qupath.qupath.java_runs import CHUNK, Indices, ObjectRun, put_rows, set_column
 from pathosam_qupath.qupath.java_shapes import Layout, Shape, learn_shape
 from pathosam_qupath.qupath.java_writer import StreamWriter
@@ -72,14 +73,58 @@ def build_detections(
     UsageError : a column that cannot be written, with the row and what is wrong with it.
     """
     columns = read_columns(frame)
-    builder = _Builder(columns, class_colors, nodes)
+    builder = DetectionBuilder(class_colors, nodes)
     groups: dict[Any, list[int]] = {}
     for row, parent in enumerate(columns.parents.tolist()):
         groups.setdefault(parent, []).append(row)
     return {
-        None if parent is None else UUID(parent): builder.build(np.array(rows, np.int64))
+        None if parent is None else UUID(parent): builder.build(columns, np.array(rows, np.int64))
         for parent, rows in groups.items()
     }
+
+
+class StreamedRun(Run):
+    """Detections that are made while they are written, a frame at a time.
+
+    Parameters
+    ----------
+    count : how many there are.
+    frames : gives them anew at each call, as ``QpData.add_detections`` takes them.
+    builder : the same for all runs of a stream.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        frames: Callable[[], Iterator[gpd.GeoDataFrame]],
+        builder: DetectionBuilder,
+    ) -> None:
+        self._count = count
+        self._frames = frames
+        self._builder = builder
+
+    def __len__(self) -> int:
+        return self._count
+
+    def write(self, writer: StreamWriter) -> None:
+        """Make and write the detections.
+
+        Raises
+        ------
+        ProjectError : there are not as many as was said, which the stream states before.
+        """
+        written = 0
+        for frame in self._frames():
+            columns = read_columns(frame)
+            for node in self._builder.build(columns, np.arange(len(columns))):
+                writer.node(node)
+            written += len(columns)
+        if written != self._count:
+            raise ProjectError(
+                "detections to write",
+                f"there are {written:,} of them now, and there were {self._count:,}",
+                "Check the disk, then run the same command again.",
+            )
 
 
 def read_columns(frame: gpd.GeoDataFrame) -> Columns:
@@ -199,27 +244,34 @@ def _uuid_texts(ids: NDArray[Any]) -> NDArray[Any]:
     return texts
 
 
-class _Builder:
-    def __init__(self, columns: Columns, class_colors: Mapping[str, Color], nodes: Nodes) -> None:
-        self._columns = columns
+class DetectionBuilder:
+    """Makes objects for one stream; what they share is made once for all of its frames.
+
+    Parameters
+    ----------
+    class_colors : of classes that ``nodes`` does not know.
+    nodes : what may be used again of the stream.
+    """
+
+    def __init__(self, class_colors: Mapping[str, Color], nodes: Nodes) -> None:
+        self._class_colors = class_colors
         self._nodes = nodes
         self._run_key = nodes.string(RUN_KEY)
-        self._names = nodes.names(columns.measured) if columns.measured else None
-        self._classes = {
-            name: nodes.path_class(str(name), class_colors)
-            for name in dict.fromkeys(columns.classes.tolist())
-            if name is not None
-        }
-        self._runs = {r: nodes.string(str(r)) for r in set(columns.runs.tolist()) - {None}}
+        self._names: dict[tuple[str, ...], JavaObject] = {}
+        self._classes: dict[Any, JavaObject] = {}
+        self._runs: dict[Any, JavaString] = {}
         self._targets: dict[int, Node] = {}
         self._numbers: dict[Node, int] = {}
         self._layouts: list[Layout] = []
         self._kinds: dict[tuple[Any, ...], tuple[int, bytes]] = {}
         self._shapes: dict[tuple[Any, ...], Shape] = {}
+        for value in (False, True):
+            self._number(nodes.boolean(value))
 
-    def build(self, rows: Indices) -> list[Node]:
-        """Nodes and runs for some rows, in their order."""
-        geometry = self._columns.geometry[rows]
+    def build(self, columns: Columns, rows: Indices) -> list[Node]:
+        """Nodes and runs for some rows of a frame, in their order."""
+        self._learn(columns)
+        geometry = columns.geometry[rows]
         simple = shapely.get_type_id(geometry) == 3
         simple[simple] = shapely.get_num_interior_rings(geometry[simple]) == 0
         built: list[Node] = []
@@ -228,22 +280,39 @@ class _Builder:
             if len(part) == 0:
                 continue
             if simple[np.searchsorted(rows, part[0])]:
-                built.append(self._run(part))
+                built.append(self._run(columns, part))
             else:
-                built.extend(self._with_geometry(row) for row in part.tolist())
+                built.extend(self._with_geometry(columns, row) for row in part.tolist())
         return built
 
-    def _with_geometry(self, row: int) -> JavaObject:
-        """A GeometryROI, in the byte order that QuPath writes."""
-        wkb = shapely.to_wkb(shapely.force_2d(self._columns.geometry[row]), byte_order=0)
-        return self._example(row, self._nodes.geometry(wkb))
+    def _learn(self, columns: Columns) -> None:
+        """Make what the rows refer to, and number it."""
+        if columns.measured and columns.measured not in self._names:
+            self._names[columns.measured] = self._nodes.names(columns.measured)
+        for name in dict.fromkeys(columns.classes.tolist()):
+            if name is not None and name not in self._classes:
+                self._classes[name] = self._nodes.path_class(str(name), self._class_colors)
+                self._number(self._classes[name])
+        for run in dict.fromkeys(columns.runs.tolist()):
+            if run is not None and run not in self._runs:
+                self._runs[run] = self._nodes.string(str(run))
+                self._number(self._runs[run])
 
-    def _example(self, row: int, roi: JavaObject) -> JavaObject:
-        c = self._columns
+    def _number(self, shared: Node) -> None:
+        """Give a number to what objects refer to."""
+        number = self._numbers.setdefault(shared, len(self._numbers))
+        self._targets[number] = shared
+
+    def _with_geometry(self, columns: Columns, row: int) -> JavaObject:
+        """A GeometryROI, in the byte order that QuPath writes."""
+        wkb = shapely.to_wkb(shapely.force_2d(columns.geometry[row]), byte_order=0)
+        return self._example(columns, row, self._nodes.geometry(wkb))
+
+    def _example(self, c: Columns, row: int, roi: JavaObject) -> JavaObject:
         run, cls = c.runs[row], c.classes[row]
         measurements = None
-        if self._names is not None:
-            measurements = self._nodes.measurements(self._names, c.measurements[row])
+        if c.measured:
+            measurements = self._nodes.measurements(self._names[c.measured], c.measurements[row])
         return self._nodes.detection(
             UUID(c.ids[row].decode()),
             roi,
@@ -257,9 +326,8 @@ class _Builder:
             color=c.colors[row],
         )
 
-    def _run(self, rows: Indices) -> ObjectRun:
+    def _run(self, c: Columns, rows: Indices) -> ObjectRun:
         """Polygons without holes, as bytes."""
-        c = self._columns
         counts = shapely.get_num_coordinates(c.geometry[rows]) - 1
         kinds = np.empty(len(rows), np.int32)
         groups: dict[tuple[Any, ...], list[int]] = {}
@@ -273,10 +341,11 @@ class _Builder:
         )
         for i, (count, has_class, has_run, is_plain) in enumerate(flags):
             named = () if is_plain else (c.names[rows[i]], c.colors[rows[i]])
-            groups.setdefault((count, has_class, has_run, named), []).append(i)
+            key = (count, has_class, has_run, named, c.measured)
+            groups.setdefault(key, []).append(i)
         members = []
         for key, group in groups.items():
-            kind, template = self._layout(key, int(rows[group[0]]))
+            kind, template = self._layout(c, key, int(rows[group[0]]))
             which = np.array(group, np.int64)
             kinds[which] = kind
             members.append((kind, template, which))
@@ -286,18 +355,17 @@ class _Builder:
         for kind, template, which in members:
             for first in range(0, len(which), CHUNK):
                 part = which[first : first + CHUNK]
-                table = self._fill(self._layouts[kind], template, rows[part])
+                table = self._fill(c, self._layouts[kind], template, rows[part])
                 put_rows(data, ends[part] - len(template), table)
         return ObjectRun(data, ends - sizes, kinds, self._layouts, self._targets)
 
-    def _layout(self, key: tuple[Any, ...], row: int) -> tuple[int, bytes]:
+    def _layout(self, c: Columns, key: tuple[Any, ...], row: int) -> tuple[int, bytes]:
         """A layout's number and an example's bytes, by what makes layouts differ."""
         if key not in self._kinds:
             vertices = np.zeros(key[0], np.float32)
-            example = self._example(row, self._nodes.polygon(vertices, vertices))
+            example = self._example(c, row, self._nodes.polygon(vertices, vertices))
             for shared in self._shared(example):
-                number = self._numbers.setdefault(shared, len(self._numbers))
-                self._targets[number] = shared
+                self._number(shared)
             file = io.BytesIO()
             writer = StreamWriter(file)
             writer.handles = dict(self._numbers)
@@ -335,16 +403,12 @@ class _Builder:
                 yield value
         if isinstance(parts.metadata, JavaObject):
             yield parts.metadata.contents[0]
-        if self._names is not None:
-            yield self._names
-        yield from (n for n in (parts.locked, parts.path_class) if n is not None)
-        yield from self._classes.values()
-        yield from self._runs.values()
-        yield from (self._nodes.boolean(b) for b in (False, True))
+        yield from self._names.values()
 
-    def _fill(self, layout: Layout, template: bytes, rows: Indices) -> NDArray[np.uint8]:
+    def _fill(
+        self, c: Columns, layout: Layout, template: bytes, rows: Indices
+    ) -> NDArray[np.uint8]:
         """The template once for each row, with the row's own values."""
-        c = self._columns
         table = np.tile(np.frombuffer(template, np.uint8), (len(rows), 1))
         parts = read_parts(layout.shape.example, "an example")
         roi, measurements = parts.roi, parts.measurements

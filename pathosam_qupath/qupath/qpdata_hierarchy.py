@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 from pathosam_qupath.errors import ProjectError
-from pathosam_qupath.qupath.java_objects import BlockData, JavaObject, Node
+from pathosam_qupath.qupath.java_objects import BlockData, JavaObject, Node, Run
 from pathosam_qupath.qupath.java_runs import ObjectRun
 from pathosam_qupath.qupath.qpdata_batches import indices_of, without_ids
 from pathosam_qupath.qupath.qpdata_objects import (
@@ -228,6 +228,6 @@ class Hierarchy:
         block = contents[parts.count_at]
         if not isinstance(block, BlockData):
             raise damaged(self._subject, "an object lacks its number of children")
-        count = sum(len(c) if isinstance(c, ObjectRun) else 1 for c in children)
+        count = sum(len(c) if isinstance(c, Run) else 1 for c in children)
         raw = block.raw[:-4] + struct.pack(">i", count)
         contents[parts.count_at : parts.tail_at] = [BlockData(raw, block.long), *children]

@@ -219,13 +219,14 @@ def blocks(grid: TileGrid, wanted: NDArray[np.bool_], *, side: int, margin: int)
     columns = list(pairwise(xs))
     rows = list(pairwise(ys))
     result: list[Block] = []
+    same: dict[TileIndex, TileIndex] = {}
     for strip, start in enumerate(range(0, len(columns), per_strip)):
         for y0, y1 in rows:
             for x0, x1 in columns[start : start + per_strip]:
                 inner = Box(x0, y0, x1, y1)
                 if any(wanted[row, column] for column, row in grid.tiles_of(inner)):
                     near = grid.tiles_of(inner.grown(margin))
-                    tiles = tuple(tile for tile in near if wanted[tile[1], tile[0]])
+                    tiles = tuple(same.setdefault(t, t) for t in near if wanted[t[1], t[0]])
                     result.append(Block(inner, tiles, strip))
     return result
 

@@ -31,6 +31,13 @@ MPP = 8.0
 _LEAST_SIDE = 512
 """Pixels that the longer side of the picture has at least, as far as the slide has them."""
 
+_MOST_PIXELS = 4e6
+"""Pixels that the picture has at most, so that memory does not grow with the slide: one of
+25 mm by 25 mm is looked at with 12.5 µm/px."""
+
+_BAND = 256
+"""Rows of the picture whose densities are computed at a time."""
+
 _OPTICAL_DENSITY = (0.04, 0.12)
 """Bounds of the threshold. Glass varies by 0.02; the palest stroma has about 0.06."""
 
@@ -102,8 +109,9 @@ def given_tissue(slide: SegmentableSlide, geometry: BaseGeometry) -> Tissue:
 
 def _from_afar(slide: SegmentableSlide) -> tuple[ScaledPixels, float, NDArray[np.uint8]]:
     """The slide as it is looked at, the µm/px of that, and its pixels."""
-    extent = max(slide.width * slide.mpp[0], slide.height * slide.mpp[1])
-    mpp = min(MPP, max(extent / _LEAST_SIDE, *slide.mpp))
+    sides = slide.width * slide.mpp[0], slide.height * slide.mpp[1]
+    mpp = min(MPP, max(max(sides) / _LEAST_SIDE, *slide.mpp))
+    mpp = max(mpp, math.sqrt(sides[0] * sides[1] / _MOST_PIXELS))
     small = slide.at(mpp)
     width, height = (
         max(1, math.floor(side / step + 1e-6))
@@ -120,7 +128,7 @@ def tissue_mask(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
     rgb : (height, width, 3) at ``mpp`` µm/px.
     """
     smooth = np.asarray(cv2.GaussianBlur(rgb, (0, 0), max(0.5, _SMOOTH_UM / mpp)), np.uint8)
-    density = np.log10((_glass(smooth) + 1) / (smooth.astype(np.float32) + 1)).max(axis=2)
+    density = _density(smooth)
     seen = smooth.max(axis=2) > _UNSCANNED
     low, high = _OPTICAL_DENSITY
     threshold = min(max(_otsu(density[seen]), low), high) if seen.any() else high
@@ -168,6 +176,16 @@ def _glass(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.full(3, _USUAL_GLASS, np.float32)
     # Pale tissue may be among the bright pixels, and more of it than glass.
     return np.asarray(np.percentile(bright, 95, axis=0), np.float32)
+
+
+def _density(rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Optical density of each pixel's darkest channel against glass: (height, width)."""
+    glass = _glass(rgb) + 1
+    density = np.empty(rgb.shape[:2], np.float32)
+    for row in range(0, len(rgb), _BAND):
+        band = rgb[row : row + _BAND].astype(np.float32) + 1
+        density[row : row + _BAND] = np.log10(glass / band).max(axis=2)
+    return density
 
 
 def _otsu(density: NDArray[np.float32]) -> float:
