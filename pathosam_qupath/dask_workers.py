@@ -239,11 +239,13 @@ class DaskWorkers:
 
     def _portion_ended(self, going: _UnderWay, address: str, first: int, future: Future) -> None:
         """Called by Dask, in a thread of its own: the worker is free, whoever waits for it."""
-        with self._lock:
-            self._waiting[address] -= 1
-            if future.status == "finished" and self._client.status == "running":
-                self._hand_out()
-        going.ended.put(first)
+        try:
+            with self._lock:
+                self._waiting[address] -= 1
+                if future.status == "finished" and self._client.status == "running":
+                    self._hand_out()
+        finally:
+            going.ended.put(first)
 
     def _outcome(self, going: _UnderWay, first: int) -> Portion:
         """What came of a portion."""
