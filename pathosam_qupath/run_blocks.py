@@ -75,12 +75,16 @@ def begin_image(
         frame = f"{file.series} {file.crop} {file.rotation} {slide.mpp}"
         identity = block_identity(workers.model, options, todo, file.path, frame)
         ledger = open_ledger(record.blocks_path(entry.id), identity)
-        begun = BegunImage(slide, tissue, ledger, ImageBlocks(entry.name, file, todo, options))
     except BaseException:
         slide.close()
         raise
-    if begun.left:
-        workers.ahead(begun.blocks, done=frozenset(ledger.done))
+    begun = BegunImage(slide, tissue, ledger, ImageBlocks(entry.name, file, todo, options))
+    try:
+        if begun.left:
+            workers.ahead(begun.blocks, done=frozenset(ledger.done))
+    except BaseException:
+        begun.close()
+        raise
     return begun
 
 

@@ -27,11 +27,7 @@ from pathosam_qupath.run_plan import EntryPlan, RunOptions
 from pathosam_qupath.run_record import EntryRecord, RunRecord, backup_of, file_hash
 from pathosam_qupath.run_writing import as_it_is_now, colors_used, fitted, present, refusals
 from pathosam_qupath.segmentation.classes import MODEL_NAMES
-from pathosam_qupath.segmentation.pipeline import (
-    BlockPlan,
-    SegmentOptions,
-    nuclei_frame,
-)
+from pathosam_qupath.segmentation.pipeline import BlockPlan, SegmentOptions, nuclei_frame
 from pathosam_qupath.segmentation.stain import stain_distance
 from pathosam_qupath.segmentation.tissue import Tissue
 
@@ -278,5 +274,5 @@ def _begin_ahead(following: EntryPlan | None, work: Work) -> None:
     if following is None or not work.workers.works_ahead:
         return
     # What is wrong with that image is found again, and recorded, when its turn comes.
-    with suppress(PathosamError):
+    with suppress(PathosamError, OSError):
         work.begun[following.entry.id] = _begin(following, work)
