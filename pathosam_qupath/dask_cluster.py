@@ -31,9 +31,6 @@ _ANSWER = 30.0
 WAIT = 300.0
 """Seconds to wait for the workers that were asked for."""
 
-_CLOSE = 5.0
-"""Seconds that workers have to end by themselves."""
-
 
 @contextmanager
 def connected(
@@ -66,7 +63,7 @@ def connected(
             with distributed.Client(cluster, set_as_default=False) as client:
                 yield client
         finally:
-            cluster.close(timeout=_CLOSE)
+            cluster.close()
         return
     file = None if "://" in scheduler else Path(scheduler)
     if file is not None and not file.is_file():
