@@ -8,8 +8,9 @@ resumed sees the same batches as one that is not.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -126,6 +127,14 @@ class CropSource:
         self._densities = [p[0].density for s in self.sources for p in self._pyramids[s]]
         chances = np.array([weights.get(source, 1.0) for source in self.sources])
         self._chances = chances / chances.sum()
+
+    def augmented(self, augmentation: AugmentationConfig) -> CropSource:
+        """The same samples with another augmentation; nuclei are pasted only if they were."""
+        other = copy.copy(self)
+        other.augmentation = augmentation
+        if not self._pasted:
+            other.augmentation = replace(augmentation, paste_probability=0.0)
+        return other
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         """The batch of a step: the same for the same seed and step."""

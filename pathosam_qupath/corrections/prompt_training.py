@@ -3,14 +3,18 @@
 Each step: crops go through the network, nuclei in them are prompted as a person might
 (:mod:`pathosam_qupath.corrections.simulated_prompts`), and half of the answers are asked
 for again with a correcting click. A phase of minutes, so that it can be repeated after the
-network was trained on.
+network was trained on. Like the training of the network it goes on from its own checkpoint.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +39,9 @@ from pathosam_qupath.model.prompt_decoder import PromptDecoder, window
 #: The decay of the running average of the decoder's weights, which is what is kept.
 _EMA = 0.99
 
+#: Steps between checkpoints.
+_KEEP_EVERY = 100
+
 
 def train_prompts(
     network: CompactNetwork,
@@ -44,6 +51,7 @@ def train_prompts(
     *,
     device: str = "cpu",
     progress: Callable[[int, float, float], None] | None = None,
+    checkpoint: Path | None = None,
 ) -> None:
     """Train ``network.prompts`` in place; everything else of the network stays.
 
@@ -51,6 +59,8 @@ def train_prompts(
     ----------
     crops : gives batches by seed and step.
     progress : called every 25 steps with the step, and the mean loss and IoU since.
+    checkpoint : file that the training is kept in, and goes on from when it is there and of
+        the same network, configuration and seed.
     """
     decoder = network.prompts
     if decoder is None:
@@ -59,10 +69,14 @@ def train_prompts(
     decoder = decoder.to(device).train()
     average = {name: tensor.clone() for name, tensor in decoder.state_dict().items()}
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=config.learning_rate, weight_decay=0.01)
+    identity = _identity(network, config, seed) if checkpoint else ""
+    first = _resume(checkpoint, identity, decoder, average, optimizer) if checkpoint else 0
     recent: list[tuple[float, float]] = []
     with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(crops.batch, config.crops, seed, 0)
-        for step in range(config.steps):
+        following = pool.submit(crops.batch, config.crops, seed, first)
+        for step in range(first, config.steps):
+            if checkpoint and step > first and step % _KEEP_EVERY == 0:
+                _keep(checkpoint, identity, step, decoder, average, optimizer)
             batch = following.result()
             following = pool.submit(crops.batch, config.crops, seed, step + 1)
             rng = np.random.default_rng([seed, step, 1])
@@ -87,6 +101,55 @@ def train_prompts(
                 recent = []
     decoder.load_state_dict(average)
     decoder.eval()
+
+
+def _identity(network: CompactNetwork, config: PromptTraining, seed: int) -> str:
+    """What a checkpoint must be of: the network that stays as it is, configuration and seed."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if not name.startswith("prompts."):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return json.dumps({"network": digest.hexdigest(), "seed": seed, **asdict(config)})
+
+
+def _keep(
+    path: Path,
+    identity: str,
+    step: int,
+    decoder: PromptDecoder,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    temporary = path.with_name(path.name + ".part")
+    state = {
+        "identity": identity,
+        "step": step,
+        "decoder": decoder.state_dict(),
+        "average": average,
+        "optimizer": optimizer.state_dict(),
+    }
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def _resume(
+    path: Path,
+    identity: str,
+    decoder: PromptDecoder,
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> int:
+    """Load a checkpoint of this training; the step to go on with, 0 where there is none."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location=decoder.out.weight.device, weights_only=True)
+    if state["identity"] != identity:
+        return 0
+    decoder.load_state_dict(state["decoder"])
+    optimizer.load_state_dict(state["optimizer"])
+    for name, tensor in average.items():
+        tensor.copy_(state["average"][name])
+    return int(state["step"])
 
 
 def _embedded(network: CompactNetwork, batch: Batch, device: str) -> list[CompactEmbedding]:

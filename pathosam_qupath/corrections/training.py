@@ -37,7 +37,7 @@ from pathosam_qupath.model.weights import CompactDescription, load_weights, save
 #: Files in the output folder.
 BEST, LAST, CHECKPOINT, LOG = "best.safetensors", "last.safetensors", "checkpoint.pt", "log.jsonl"
 #: The best weights with a prompt decoder that was trained for them, and its curve.
-WITH_PROMPTS, PROMPT_LOG = "model.safetensors", "prompts.jsonl"
+WITH_PROMPTS, PROMPT_LOG, PROMPT_CHECKPOINT = "model.safetensors", "prompts.jsonl", "prompts.pt"
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,15 @@ def _finish(
         with log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    train_prompts(network, crops, config.prompts, config.seed, device=device, progress=progress)
+    train_prompts(
+        network,
+        crops,
+        config.prompts,
+        config.seed,
+        device=device,
+        progress=progress,
+        checkpoint=best.with_name(PROMPT_CHECKPOINT),
+    )
     save_weights(final, network.cpu(), description)
 
 
@@ -261,12 +269,18 @@ class _Run:
     ) -> None:
         config, losses = self.config, []
         started = time.monotonic() - self.seconds
+        final = crops.augmented(config.final_augmentation or config.augmentation)
+
+        def batch_of(step: int) -> Batch:
+            source = final if _falls(config, step + 1) < 1 else crops
+            return source.batch(config.batch, config.seed, step)
+
         with ThreadPoolExecutor(max_workers=1) as pool:
-            following = pool.submit(crops.batch, config.batch, config.seed, self.step)
+            following = pool.submit(batch_of, self.step)
             while self.step < config.steps:
                 batch = following.result()
                 self.step += 1
-                following = pool.submit(crops.batch, config.batch, config.seed, self.step)
+                following = pool.submit(batch_of, self.step)
                 losses.append(self._train_step(batch))
                 last = self.step == config.steps
                 if last or self.step % config.checkpoint_every == 0:
@@ -408,9 +422,12 @@ def _part(batch: Batch, index: int, count: int) -> Batch:
 
 def _rate(config: TrainingConfig, step: int) -> float:
     """Share of the learning rate at a step (1…steps): warm-up, constant, linear decay."""
-    rise = min(1.0, step / max(1, config.warmup))
-    fall = min(1.0, (config.steps + 1 - step) / max(1.0, config.decay * config.steps))
-    return min(rise, fall)
+    return min(1.0, step / max(1, config.warmup), _falls(config, step))
+
+
+def _falls(config: TrainingConfig, step: int) -> float:
+    """The linear decay's share: 1 until it begins."""
+    return min(1.0, (config.steps + 1 - step) / max(1.0, config.decay * config.steps))
 
 
 def _tensors(batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:

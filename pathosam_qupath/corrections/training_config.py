@@ -63,6 +63,7 @@ class TrainingConfig:
     ema : decay of the running average of the weights, which is what is kept.
     checkpoint_every : steps between checkpoints and log lines.
     validate_every : steps between validations, a multiple of `checkpoint_every`.
+    final_augmentation : of the steps in which the learning rate falls; None: the same as before.
     bfloat16 : train in mixed precision (about 1.7 times as fast where the processor has it).
     """
 
@@ -93,6 +94,7 @@ class TrainingConfig:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     prompts: PromptTraining = field(default_factory=PromptTraining)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    final_augmentation: AugmentationConfig | None = None
     postprocessing: Postprocessing = field(default_factory=Postprocessing)
 
 
@@ -133,6 +135,7 @@ def _config(values: dict[str, Any]) -> TrainingConfig:
         "network": NetworkConfig,
         "prompts": PromptTraining,
         "augmentation": AugmentationConfig,
+        "final_augmentation": AugmentationConfig,
         "postprocessing": Postprocessing,
     }
     for key, part in parts.items():

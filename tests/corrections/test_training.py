@@ -9,6 +9,7 @@ import pytest
 import torch
 from synthetic_nuclei import write_samples
 
+from pathosam_qupath.corrections.augmentation import AugmentationConfig
 from pathosam_qupath.corrections.evaluation import evaluate
 from pathosam_qupath.corrections.training import read_training_data, train
 from pathosam_qupath.corrections.training_config import (
@@ -183,3 +184,24 @@ def test_a_wrong_configuration_says_what_is_wrong(tmp_path, text, message):
         read_training_config(path)
     with pytest.raises(UsageError, match="cannot be read"):
         read_training_config(tmp_path / "absent.json")
+
+
+def test_the_last_steps_have_an_augmentation_of_their_own(data, tmp_path):
+    still = AugmentationConfig(
+        scale_sigma=0.0, stretch=0.0, color_probability=0.0, elastic_probability=0.0,
+        blur_probability=0.0, rescan_probability=0.0, noise_probability=0.0,
+        jpeg_probability=0.0, paste_probability=0.0,
+    )  # fmt: skip
+    config = dataclasses.replace(CONFIG, decay=0.5)
+    same = dataclasses.replace(config, final_augmentation=config.augmentation)
+    other = dataclasses.replace(config, final_augmentation=still)
+    ends = {}
+    for name, variant in (("plain", config), ("same", same), ("other", other)):
+        train(dataclasses.replace(variant, steps=2, decay=0.0), [data / "train"], tmp_path / name)
+        halfway = load_weights(tmp_path / name / "last.safetensors")[0]
+        train(variant, [data / "train"], tmp_path / name)
+        end = load_weights(tmp_path / name / "last.safetensors")[0]
+        ends[name] = [torch.cat([p.flatten() for p in n.parameters()]) for n in (halfway, end)]
+    assert torch.equal(ends["plain"][1], ends["same"][1])
+    assert torch.equal(ends["plain"][0], ends["other"][0])
+    assert not torch.equal(ends["plain"][1], ends["other"][1])
