@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -87,12 +88,17 @@ def stretch_contrast(image: NDArray[Any]) -> NDArray[np.uint8]:
             f"expected (height, width) or (height, width, channels), found {image.shape}",
             "Pass one image at a time, its channels last.",
         )
-    channels = [_stretch_channel(image[..., c]) for c in range(min(3, image.shape[2]))]
+    channels = [_stretch_channel(channel) for channel in _channels(image[..., :3])]
     if len(channels) == 1:
         channels *= 3
     elif len(channels) == 2:
         channels.append(np.zeros_like(channels[0]))
-    return np.stack(channels, axis=-1)
+    return np.asarray(cv2.merge(channels), np.uint8)
+
+
+def _channels(image: NDArray[Any]) -> list[NDArray[Any]]:
+    """Each channel as an array of its own: passes over one are several times as fast."""
+    return [np.ascontiguousarray(image[..., c]) for c in range(image.shape[2])]
 
 
 def _stretch_channel(channel: NDArray[Any]) -> NDArray[np.uint8]:
@@ -102,8 +108,7 @@ def _stretch_channel(channel: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = channel.min(), channel.max()
     values = np.clip(np.arange(256, dtype=np.float32), low, high)
     table = _to_full_range(values, low, high)
-    stretched: NDArray[np.uint8] = table[channel]
-    return stretched
+    return np.asarray(cv2.LUT(channel, table), np.uint8)
 
 
 def _to_full_range(values: NDArray[np.float32], low: Any, high: Any) -> NDArray[np.uint8]:  # noqa: ANN401
