@@ -1,305 +1,136 @@
 """How soon the server answers, and whether it stays as it is under load.
 
-    python benchmarks/server.py                     latencies: start, a region, clicks
-    python benchmarks/server.py --fuzz              and some hundred malformed requests
-    python benchmarks/server.py --soak 10           and eight clients for ten minutes
+    python benchmarks/server.py                       start, regions, clicks, cancelling
+    python benchmarks/server.py --only clicks         one of them
+    python benchmarks/server.py --malformed 500       requests that schemathesis makes
+    python benchmarks/server.py --soak 10             eight clients for ten minutes
 
-Everything goes through a real ``pathosam-qupath serve`` with the bundled model (or --model)
-on the example project's slide. Results are printed as JSON; --out keeps them.
+Everything goes through a real ``pathosam-qupath serve`` on the CPU, with the bundled model (or
+--model) on the example's slide, mirrored to 4096 x 4096 (or --slide). A table is printed;
+--json FILE keeps all figures. The exit code is 1 where a verdict is "failed".
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import http.client
 import json
-import random
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections import Counter
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import numpy as np
 import psutil
+from server_latency import cancels, clicks, regions, starts
+from server_load import malformed, soak
+from server_process import Client, Serving, Slide, mosaic
 
-ROOT = Path(__file__).resolve().parent.parent
-SLIDE = ROOT / "projects_example" / "images" / "colon-ihc.tif"
-MPP = 0.25
-SIDE = 2048
-FUZZ_CHECKS = (
-    "not_a_server_error,status_code_conformance,content_type_conformance,"
-    "response_schema_conformance,negative_data_rejection,unsupported_method,ignored_auth"
-)
+LATENCIES = ("start", "regions", "clicks", "cancel")
+AIMS = {
+    "start, model ready": 6000,
+    "region of 512 x 512": 1500,
+    "further click there": 60,
+    "cancel (ais), job ended": 1000,
+    "cancel (apg), job ended": 1000,
+}
+"""Milliseconds."""
 
 
-class Client:
-    """Requests over one connection, as a menu makes them."""
+def measured(given: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """All figures that were asked for."""
+    found: dict[str, object] = {"model": given.model, "cores": psutil.cpu_count()}
+    found["load_before"] = round(psutil.getloadavg()[0], 2)
+    latencies: dict[str, dict[str, float]] = {}
+    if "start" in given.only:
+        latencies |= starts(folder, given.model, given.starts)
+    rest = [name for name in given.only if name != "start"]
+    if rest or given.malformed or given.soak:
+        slide = mosaic(folder, 2)
+        if given.slide is not None:
+            slide = Slide(given.slide, *given.size, given.mpp)
+        with Serving(folder / "state", given.model, slide.path.parent) as serving:
+            client = Client(serving.state)
+            if "regions" in rest:
+                latencies |= regions(client, slide, given.regions)
+            if "clicks" in rest:
+                latencies |= clicks(client, slide, given.clicks)
+            if "cancel" in rest:
+                latencies |= cancels(client, slide, given.cancels)
+            if given.malformed:
+                found["malformed"] = malformed(serving, given.malformed, folder)
+            if given.soak:
+                found["soak"] = soak(serving, slide, given.soak, given.clients)
+            found["end_exit_code"] = serving.end()
+            found["tracebacks"] = serving.tracebacks()
+    found["latencies"] = latencies
+    found["load_after"] = round(psutil.getloadavg()[0], 2)
+    return found
 
-    def __init__(self, state: dict) -> None:
-        self.token = state["token"]
-        self.connection = http.client.HTTPConnection(urlsplit(state["url"]).netloc, timeout=300)
 
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, object]:
-        """Status, and the JSON or bytes of the answer."""
-        headers = {"Authorization": f"Bearer {self.token}", "Accept-Encoding": "gzip"}
-        raw = None
-        if body is not None:
-            raw, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
-        self.connection.request(method, path, raw, headers)
-        answer = self.connection.getresponse()
-        content = answer.read()
-        if answer.getheader("Content-Encoding") == "gzip":
-            content = gzip.decompress(content)
-        kind = answer.getheader("Content-Type") or ""
-        return answer.status, json.loads(content) if "json" in kind else content
-
-    def open(self) -> str:
-        """The id of the slide."""
-        status, image = self.ask("POST", "/v1/images", {"path": str(SLIDE), "mpp": MPP})
-        assert status == 201, image
-        return image["image"]
-
-    def segment(self, image: str, x: int, y: int, side: int) -> str:
-        """Submit a square region; the job's id."""
-        ring = [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
-        feature = {
-            "type": "Feature",
-            "id": None,
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {},
-        }
-        regions = {"type": "FeatureCollection", "features": [feature]}
-        status, job = self.ask(
-            "POST", "/v1/jobs", {"kind": "segment", "image": image, "regions": regions}
+def table(found: dict) -> str:
+    """The figures for people, as Markdown."""
+    lines = []
+    if found["latencies"]:
+        lines += ["| | n | median | p95 | aim |", "|---|---:|---:|---:|---:|"]
+    for name, row in found["latencies"].items():
+        aim = f"{AIMS[name]:,} ms" if name in AIMS else ""
+        lines.append(
+            f"| {name} | {row['count']} | {row['median_ms']:,.0f} ms | {row['p95_ms']:,.0f} ms "
+            f"| {aim} |"
         )
-        assert status == 202, job
-        return job["id"]
-
-    def wait(self, job: str) -> dict:
-        """The job once it has ended."""
-        while True:
-            _, found = self.ask("GET", f"/v1/jobs/{job}?wait=20")
-            if found["state"] in ("done", "failed", "cancelled"):
-                return found
-
-
-class Serving:
-    """The server process."""
-
-    def __init__(self, folder: Path, model: str) -> None:
-        self.began = time.perf_counter()
-        command = [sys.executable, "-m", "pathosam_qupath", "serve", "--port", "0", "--model"]
-        command += [model, "--device", "cpu", "--state", str(folder), "--root", str(ROOT)]
-        self.log = (folder.parent / "server.log").open("w+b")
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-        while not (folder / "server.json").exists():
-            assert self.process.poll() is None, "the server did not start"
-            time.sleep(0.02)
-        self.state = json.loads((folder / "server.json").read_text())
-        self.port_open = time.perf_counter() - self.began
-        while Client(self.state).ask("GET", "/v1/health?wait=20")[1]["state"] == "loading":
-            pass
-        self.ready = time.perf_counter() - self.began
-
-    def memory(self) -> float:
-        """Resident MB."""
-        return psutil.Process(self.process.pid).memory_info().rss / 1e6
-
-    def end(self) -> int:
-        """End it politely; its exit code."""
-        self.process.terminate()
-        return self.process.wait(60)
+    if "malformed" in found:
+        row = found["malformed"]
+        lines.append(
+            f"malformed requests: {_verdict(row)}; {row['requests']} sent, "
+            f"{row['server_errors']} answered with 5xx, statuses {row['statuses']}"
+        )
+    if "soak" in found:
+        row = found["soak"]
+        rss = row["rss_mb"]
+        lines.append(
+            f"soak, {row['clients']} clients, {row['minutes']:g} min: {_verdict(row)}; jobs "
+            f"{row['jobs']}, faults {len(row['faults'])}, memory {rss['second_fifth']:.0f} → "
+            f"{rss['last_fifth']:.0f} MB ({100 * row['growth']:+.1f} %), peak {rss['peak']:.0f}"
+        )
+    if "tracebacks" in found:
+        lines.append(
+            f"server ended with {found['end_exit_code']}, {found['tracebacks']} tracebacks"
+        )
+    return "\n".join(lines)
 
 
-def summary(seconds: list[float]) -> dict[str, float]:
-    """Median and 95th percentile in milliseconds."""
-    values = 1000 * np.array(seconds)
-    return {
-        "count": len(values),
-        "median_ms": round(float(np.median(values)), 1),
-        "p95_ms": round(float(np.percentile(values, 95)), 1),
-    }
+def _verdict(row: dict) -> str:
+    return "passed" if row["ok"] else "FAILED"
 
 
-def regions(client: Client, repeats: int) -> dict[str, float]:
-    """A 512 x 512 region each time elsewhere: open, submit, wait, download, parse."""
-    random.seed(1)
-    seconds, nuclei = [], []
-    for _ in range(repeats + 1):
-        x, y = random.randrange(0, SIDE - 512), random.randrange(0, SIDE - 512)
-        began = time.perf_counter()
-        job = client.segment(client.open(), x, y, 512)
-        client.wait(job)
-        _, result = client.ask("GET", f"/v1/jobs/{job}/result")
-        seconds.append(time.perf_counter() - began)
-        nuclei.append(len(result["features"]))
-        time.sleep(0.3)  # the picture for the page is drawn meanwhile
-    return {**summary(seconds[1:]), "nuclei": float(np.mean(nuclei[1:]))}
-
-
-def clicks(client: Client, count: int) -> dict[str, object] | None:
-    """First clicks on places that no earlier click was near, and clicks beside them."""
-    _, health = client.ask("GET", "/v1/health")
-    if not health["model"]["prompts"]:
-        return None
-    random.seed(2)
-    first: list[float] = []
-    further: list[float] = []
-    passes = Counter()
-    image = client.open()
-    step = 512
-    places = [(x, y) for y in range(step // 2, SIDE, step) for x in range(step // 2, SIDE, step)]
-    each = -(-count // len(places))
-    for x, y in places:
-        for i in range(each + 1):
-            at = [x + random.uniform(-60, 60), y + random.uniform(-60, 60)] if i else [x, y]
-            prompts = {"image": image, "prompts": [{"points": [at]}]}
-            began = time.perf_counter()
-            status, answer = client.ask("POST", "/v1/prompt", prompts)
-            took = time.perf_counter() - began
-            assert status == 200, answer
-            if answer["encoder_passes"]:
-                first.append(took)
-            else:
-                further.append(took)
-            passes["first" if i == 0 else "further"] += answer["encoder_passes"]
-    return {"with an encoder pass": summary(first), "without": summary(further), **passes}
-
-
-def fuzz(state: dict, examples: int) -> dict[str, object]:
-    """Requests that schemathesis makes from the OpenAPI document, most of them malformed."""
-    command = [str(Path(sys.executable).with_name("schemathesis")), "run"]
-    command += [f"{state['url']}/openapi.json", "-H", f"Authorization: Bearer {state['token']}"]
-    command += ["--checks", FUZZ_CHECKS, "--exclude-path=/v1/shutdown", "--seed=7", "--no-shrink"]
-    command += ["--max-examples", str(examples), "--phases=examples,coverage,fuzzing"]
-    command += ["--request-timeout=60", "--suppress-health-check=all", "--warnings=off"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
-    cases = [line.strip() for line in done.stdout.splitlines() if "generated" in line]
-    return {"exit_code": done.returncode, "cases": " ".join(cases)}
-
-
-def soak(serving: Serving, minutes: float, clients: int) -> dict[str, object]:
-    """Clients that segment, click, cancel, look, send nonsense and go away in the middle."""
-    until = time.monotonic() + 60 * minutes
-    ended: Counter[str] = Counter()
-    statuses: Counter[int] = Counter()
-    faults: list[str] = []
-    memory: list[tuple[float, float]] = []
-    can_click = Client(serving.state).ask("GET", "/v1/health")[1]["model"]["prompts"]
-
-    def work(number: int) -> None:
-        chance = random.Random(number)
-        client = Client(serving.state)
-        try:
-            while time.monotonic() < until:
-                what = chance.random()
-                x, y = chance.randrange(0, SIDE - 400), chance.randrange(0, SIDE - 400)
-                image = client.open()
-                if what < 0.45:
-                    job = client.segment(image, x, y, chance.choice((100, 200, 400)))
-                    if chance.random() < 0.3:
-                        time.sleep(chance.random())
-                        client.ask("DELETE", f"/v1/jobs/{job}")
-                    found = client.wait(job)
-                    ended[found["state"]] += 1
-                    if found["state"] == "done":
-                        statuses[client.ask("GET", f"/v1/jobs/{job}/result")[0]] += 1
-                elif what < 0.7:
-                    prompts = {"image": image, "prompts": [{"points": [[x, y]]}]}
-                    status, _ = client.ask("POST", "/v1/prompt", prompts)
-                    statuses[status] += 1
-                elif what < 0.85:
-                    statuses[client.ask("POST", "/v1/jobs", {"kind": "?", "x": [x]})[0]] += 1
-                    statuses[client.ask("GET", "/v1/jobs")[0]] += 1
-                else:
-                    client.segment(image, x, y, 150)
-                    client.connection.close()
-                    client = Client(serving.state)
-        except Exception as error:
-            faults.append(f"client {number}: {type(error).__name__}: {error}")
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
-    for thread in threads:
-        thread.start()
-    began = time.monotonic()
-    while any(thread.is_alive() for thread in threads):
-        memory.append((round(time.monotonic() - began, 1), round(serving.memory(), 1)))
-        time.sleep(2)
-    watcher = Client(serving.state)
-    while True:
-        jobs = watcher.ask("GET", "/v1/jobs")[1]["jobs"]
-        if all(job["state"] in ("done", "failed", "cancelled") for job in jobs):
-            break
-        time.sleep(0.5)
-    rss = np.array([value for _, value in memory])
-    warm = rss[len(rss) // 5 :]  # caches fill at first
-    middle = len(warm) // 2
-    return {
-        "minutes": minutes,
-        "clients": clients,
-        "clicks": bool(can_click),
-        "jobs": dict(ended),
-        "last_jobs": dict(Counter(job["state"] for job in jobs)),
-        "statuses": dict(statuses),
-        "faults": faults,
-        "alive": serving.process.poll() is None,
-        "rss_mb": {
-            "start": rss[0],
-            "warm_first_half": round(float(np.median(warm[:middle])), 1),
-            "warm_second_half": round(float(np.median(warm[middle:])), 1),
-            "peak": float(rss.max()),
-            "end": float(rss[-1]),
-        },
-        "growth": round(float(np.median(warm[middle:]) / np.median(warm[:middle]) - 1), 3),
-        "memory": memory[:: max(1, len(memory) // 60)],
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="bundled")
-    parser.add_argument("--starts", type=int, default=3)
-    parser.add_argument("--regions", type=int, default=20)
+    parser.add_argument("--slide", type=Path, help="another slide; with --size and --mpp")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("WIDTH", "HEIGHT"))
+    parser.add_argument("--mpp", type=float)
+    parser.add_argument("--only", nargs="*", choices=LATENCIES)
+    parser.add_argument("--starts", type=int, default=10)
+    parser.add_argument("--regions", type=int, default=200)
     parser.add_argument("--clicks", type=int, default=200)
-    parser.add_argument("--fuzz", type=int, nargs="?", const=10, default=0)
+    parser.add_argument("--cancels", type=int, default=20)
+    parser.add_argument("--malformed", type=int, default=0, metavar="REQUESTS")
     parser.add_argument("--soak", type=float, default=0, metavar="MINUTES")
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
-    found: dict[str, object] = {"model": given.model, "cores": psutil.cpu_count()}
-    found["load_before"] = psutil.getloadavg()[0]
+    if given.only is None:
+        given.only = () if given.malformed or given.soak else LATENCIES
+    if given.slide is not None and (given.size is None or given.mpp is None):
+        parser.error("--slide needs --size and --mpp")
     with tempfile.TemporaryDirectory() as name:
-        starts = []
-        for number in range(given.starts):
-            serving = Serving(Path(name) / f"state{number}", given.model)
-            starts.append((serving.port_open, serving.ready))
-            if number < given.starts - 1:
-                serving.end()
-        port, ready = np.median(np.array(starts), axis=0)
-        found["start"] = {"port_open_s": round(float(port), 2), "ready_s": round(float(ready), 2)}
-        client = Client(serving.state)
-        if given.regions:
-            found["region_512"] = regions(client, given.regions)
-        if given.clicks:
-            found["clicks"] = clicks(client, given.clicks)
-        if given.fuzz:
-            found["fuzz"] = fuzz(serving.state, given.fuzz)
-        if given.soak:
-            found["soak"] = soak(serving, given.soak, given.clients)
-        found["end_exit_code"] = serving.end()
-        serving.log.seek(0)
-        found["tracebacks"] = serving.log.read().decode().count("Traceback")
-    found["load_after"] = psutil.getloadavg()[0]
-    text = json.dumps(found, indent=2)
-    print(text)
-    if given.out:
-        given.out.write_text(text + "\n")
+        found = measured(given, Path(name))
+    print(table(found))
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+    checks = [found[name]["ok"] for name in ("malformed", "soak") if name in found]
+    return 0 if all(checks) and not found.get("tracebacks") else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

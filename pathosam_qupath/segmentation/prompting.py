@@ -352,28 +352,34 @@ def meant_piece(mask: NDArray[np.bool_], prompt: Prompt) -> NDArray[np.bool_] | 
     -------
     A mask as large as the given one; None where no piece is meant.
     """
-    pieces, count = ndimage.label(mask, structure=np.ones((3, 3), bool), output=np.int32)
-    if not count:
+    if not mask.any():
         return None
+    height, width = mask.shape
+    x, y = np.floor(np.array(prompt.clicks).reshape(-1, 2)).astype(np.int64).T
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+    # A nucleus is a small part of a tile: only what holds the mask and the clicks is looked at.
+    x0, y0, x1, y1 = mask_box(mask)
+    x0, y0 = min(x0, *x.tolist(), x0), min(y0, *y.tolist(), y0)
+    x1, y1 = max(x1, *(x + 1).tolist(), x1), max(y1, *(y + 1).tolist(), y1)
+    near = slice(y0, y1), slice(x0, x1)
+    pieces, count = ndimage.label(mask[near], structure=np.ones((3, 3), bool), output=np.int32)
     if prompt.clicks:
-        meant = _clicked(pieces, count, prompt.clicks)
+        meant = _clicked(pieces, count, x - x0, y - y0)
         if not meant.any():
             return None
     else:
-        meant = np.bincount(pieces[_wanted(mask.shape, prompt)], minlength=count + 1)
+        meant = np.bincount(pieces[_wanted(mask.shape, prompt)[near]], minlength=count + 1)
     areas = np.bincount(pieces.ravel(), minlength=count + 1)
     best = int(np.lexsort((areas[1:], meant[1:]))[-1]) + 1
-    filled: NDArray[np.bool_] = ndimage.binary_fill_holes(pieces == best)
+    filled = np.zeros(mask.shape, bool)
+    filled[near] = ndimage.binary_fill_holes(pieces == best)
     return filled
 
 
 def _clicked(
-    pieces: NDArray[np.int32], count: int, clicks: Sequence[tuple[float, float]]
+    pieces: NDArray[np.int32], count: int, x: NDArray[np.int64], y: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """How many clicks each piece holds; where none does, which piece is nearest to one."""
-    height, width = pieces.shape
-    x, y = np.floor(np.array(clicks)).astype(np.int64).T
-    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
     held = np.bincount(pieces[y, x], minlength=count + 1)
     held[0] = 0
     if held.any():

@@ -35,6 +35,18 @@ class Roots:
             raise self._outside(text)
         return path
 
+    def check_project(self, text: str) -> Path:
+        """The file of a project that may be opened, named by itself or by its folder.
+
+        Raises
+        ------
+        ProblemError : it lies outside the roots, or is a link out of them.
+        ProjectError : there is no project.
+        """
+        from pathosam_qupath.qupath.project_file import find_project_file
+
+        return self.check(str(find_project_file(self.check(text))))
+
     def _outside(self, text: str) -> ProblemError:
         listed = ", ".join(map(str, self.folders)) or "none"
         return ProblemError(

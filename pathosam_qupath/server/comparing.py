@@ -1,4 +1,4 @@
-"""Which detections of an open image are as their runs have recorded them."""
+"""Detections of an open image beside what their runs have recorded."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pathosam_qupath.edits import untouched
 from pathosam_qupath.run_record import open_run, run_ids
 from pathosam_qupath.server.geometry import shape_of
-from pathosam_qupath.server.schemas import ComparedFeature, UntouchedRequest
+from pathosam_qupath.server.problems import ProblemError
+from pathosam_qupath.server.schemas import ComparedFeature, UntouchedRequest, WithdrawnRequest
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -20,15 +20,15 @@ def untouched_ids(request: UntouchedRequest, project: Path) -> list[str]:
 
     Parameters
     ----------
-    project : the project's folder or file, checked already.
+    project : the project's file, checked already.
 
     Raises
     ------
     ProjectError, RunError : the project, or the record of a run, cannot be read.
     """
-    from pathosam_qupath.qupath.project_file import find_project_file
+    from pathosam_qupath.edits import untouched
 
-    folder = find_project_file(project).parent
+    folder = project.parent
     known = set(run_ids(folder))
     by_run: defaultdict[str, list[ComparedFeature]] = defaultdict(list)
     for feature in request.objects.features:
@@ -42,6 +42,29 @@ def untouched_ids(request: UntouchedRequest, project: Path) -> list[str]:
         parents = {f.id.lower() for f in features if f.properties.get("children")}
         ids += now["id"].to_numpy()[untouched(now, recorded, parents)].tolist()
     return ids
+
+
+def withdraw(run: str, request: WithdrawnRequest, project: Path) -> None:
+    """Note that nuclei of a recorded run were taken out of an open image again.
+
+    Parameters
+    ----------
+    project : the project's file, checked already.
+
+    Raises
+    ------
+    ProblemError : the project has no such run, or the run has no such image.
+    ProjectError, RunError : the record cannot be read or written.
+    """
+    from pathosam_qupath.corrections.withdrawn import note_withdrawn
+
+    folder = project.parent
+    known = run in run_ids(folder)
+    if not known or request.entry not in {e.id for e in open_run(folder, run).manifest.entries}:
+        raise ProblemError(
+            404, "not_found", run, f"no such run of image {request.entry!r} is recorded", "Go on."
+        )
+    note_withdrawn(folder, run, request.entry, request.ids, undone=request.undone)
 
 
 def _frame(features: list[ComparedFeature]) -> gpd.GeoDataFrame:

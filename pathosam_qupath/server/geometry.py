@@ -10,7 +10,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.qupath.objects import PathObject
-from pathosam_qupath.server.images import OpenImage
+from pathosam_qupath.server.open_image import OpenImage
 from pathosam_qupath.server.problems import ProblemError
 from pathosam_qupath.server.schemas import AreaFeature, MultiPolygonModel, PolygonModel
 

@@ -10,101 +10,18 @@ not hold up the first of another.
 from __future__ import annotations
 
 import logging
-import secrets
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Literal
 
+from pathosam_qupath.server.job import CancelledError, Job, JobState, Lane
 from pathosam_qupath.server.limits import Limits
 from pathosam_qupath.server.problems import ProblemError, as_problem
-from pathosam_qupath.server.warm_model import CancelledError
 
 log = logging.getLogger(__name__)
-
-JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-Lane = Literal["device", "project"]
-ENDED: tuple[JobState, ...] = ("done", "failed", "cancelled")
-
-
-@dataclass(frozen=True)
-class JobProgress:
-    """How far a job is.
-
-    Attributes
-    ----------
-    stage : in words.
-    tiles_done, tiles_total, nuclei : of the image; 0 where unknown.
-    images_done, images_total : of a project.
-    fraction : 0…1 of the work; None while unknown.
-    change : counts the changes of the job, so that a client can wait for the next.
-    """
-
-    stage: str = "waiting"
-    tiles_done: int = 0
-    tiles_total: int = 0
-    nuclei: int = 0
-    images_done: int = 0
-    images_total: int = 0
-    fraction: float | None = None
-    change: int = 0
-
-
-@dataclass(eq=False)
-class Job:
-    """One piece of work with a life; only :class:`Jobs` changes its state.
-
-    Attributes
-    ----------
-    about : what turns go round by: an image's id, a project's path.
-    run : id of the run whose nuclei these are.
-    note : what the client should know though nothing failed.
-    result : small, as JSON.
-    ended_hook : called in the lane's thread after the end was announced.
-    """
-
-    id: str
-    kind: str
-    lane: Lane
-    about: str
-    label: str
-    work: Callable[[Job], Mapping[str, object] | None]
-    image: str | None = None
-    run: str | None = None
-    state: JobState = "queued"
-    progress: JobProgress = field(default_factory=JobProgress)
-    recorded: bool = False
-    note: str | None = None
-    error: ProblemError | None = None
-    result: Mapping[str, object] | None = None
-    ended_hook: Callable[[], None] | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    created: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
-    started: datetime | None = None
-    finished: datetime | None = None
-    began: float = 0.0
-    seconds: float = 0.0
-    has_result: bool = False
-    has_picture: bool = False
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing will happen to it any more."""
-        return self.state in ENDED
-
-    def elapsed(self) -> float:
-        """Seconds that it has run."""
-        return time.monotonic() - self.began if self.state == "running" else self.seconds
-
-    def eta(self) -> float | None:
-        """Seconds that it will take still, by its speed so far; None while unknown."""
-        done = self.progress.fraction
-        if self.state != "running" or not done:
-            return None
-        return self.elapsed() * (1 - done) / done
 
 
 class Jobs:
@@ -146,8 +63,18 @@ class Jobs:
 
         Raises
         ------
-        ProblemError : too many wait already, or the server is ending.
+        ProblemError : too many wait already, or the server is ending; the job has let go of
+            what it held then.
         """
+        try:
+            self._enqueue(job)
+        except ProblemError:
+            job.let_go()
+            raise
+        self._announce()
+        return job
+
+    def _enqueue(self, job: Job) -> None:
         with self._turn:
             if self._stopping:
                 raise ProblemError(
@@ -165,8 +92,6 @@ class Jobs:
             self._jobs[job.id] = job
             self._queues[job.lane].setdefault(job.about, deque()).append(job)
             self._turn.notify_all()
-        self._announce()
-        return job
 
     def get(self, job: str) -> Job:
         """A job by its id.
@@ -211,12 +136,15 @@ class Jobs:
         """End a job: at once where it waits, at its next tile where it runs."""
         with self._turn:
             job.cancelled.set()
-            if job.state == "queued":
+            waited = job.state == "queued"
+            if waited:
                 queue = self._queues[job.lane][job.about]
                 queue.remove(job)
                 if not queue:
                     del self._queues[job.lane][job.about]
                 self._end(job, "cancelled")
+        if waited:
+            job.let_go()
         self._announce()
 
     def update(self, job: Job, **fields: object) -> None:
@@ -306,6 +234,7 @@ class Jobs:
             except Exception:
                 log.exception("after job %s", job.id)
             self._announce()
+        job.let_go()
 
     def _end(self, job: Job, state: JobState) -> None:
         job.seconds = time.monotonic() - job.began if job.began else 0.0
@@ -319,8 +248,3 @@ class Jobs:
         for old in ended[: max(0, len(ended) - self._limits.ended_jobs)]:
             del self._jobs[old.id]
             self._forgotten(old)
-
-
-def new_job_id() -> str:
-    """An id that nobody guesses."""
-    return f"job-{secrets.token_hex(8)}"

@@ -106,7 +106,8 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
 
 def _examples(document: Mapping[str, Any], body: Mapping[str, Any], title: str) -> Iterator[str]:
     for kind, content in body.get("content", {}).items():
-        found = list(_schema_examples(document, content.get("schema", {})))
+        found = [content["example"]] if "example" in content else []
+        found = found or list(_schema_examples(document, content.get("schema", {})))
         yield f"<div><b>{title}</b> <code>{html.escape(kind)}</code></div>"
         for example in found:
             text = json.dumps(example, indent=2, ensure_ascii=False)
@@ -118,5 +119,7 @@ def _schema_examples(document: Mapping[str, Any], schema: Mapping[str, Any]) -> 
         name = schema["$ref"].rpartition("/")[2]
         schema = document["components"]["schemas"][name]
     yield from schema.get("examples", ())
+    if "items" in schema:
+        yield list(_schema_examples(document, schema["items"]))
     for choice in schema.get("oneOf", ()):
         yield from _schema_examples(document, choice)

@@ -20,7 +20,8 @@ from typing import Any
 from pathosam_qupath.errors import PathosamError
 from pathosam_qupath.run_record import open_run, run_ids
 from pathosam_qupath.server.access import Roots
-from pathosam_qupath.server.jobs import Job, Jobs, new_job_id
+from pathosam_qupath.server.job import CancelledError, Job, new_job_id
+from pathosam_qupath.server.jobs import Jobs
 from pathosam_qupath.server.problems import ProblemError
 from pathosam_qupath.server.schemas import (
     ClassNames,
@@ -29,7 +30,7 @@ from pathosam_qupath.server.schemas import (
     ProjectJob,
     RollbackJob,
 )
-from pathosam_qupath.server.warm_model import CancelledError, WarmModel
+from pathosam_qupath.server.warm_model import WarmModel
 
 Request = ProjectJob | RollbackJob | CollectJob | FinetuneJob
 
@@ -52,9 +53,7 @@ def project_job(request: Request, jobs: Jobs, roots: Roots, warm: WarmModel) -> 
     ------
     ProblemError : the project is outside the roots, or the model is none that may be named.
     """
-    from pathosam_qupath.qupath.project_file import find_project_file
-
-    project = find_project_file(roots.check(request.project))
+    project = roots.check_project(request.project)
     commands = _commands(request, project, warm)
     folder = project.parent
     watch = _run_watcher(folder, set(run_ids(folder)))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pathosam_qupath.model.prompts import PromptableModel
-from pathosam_qupath.server.warm_model import PacedModel
+from pathosam_qupath.server.pacing import PacedModel
 
 if TYPE_CHECKING:
     import threading
@@ -16,27 +16,24 @@ if TYPE_CHECKING:
 
     from pathosam_qupath.model.interface import ModelInfo, NucleusModel
     from pathosam_qupath.model.prompts import Arrays, Prompt, PromptedMask, TileEmbedding
-    from pathosam_qupath.server.warm_model import Device
+    from pathosam_qupath.server.pacing import Device
 
 
 class WatchedModel:
-    """A promptable model that says so before its encoder works.
+    """A promptable model that counts how often its encoder works.
 
     Attributes
     ----------
-    passes : how often it has worked.
+    passes : so many times so far.
     """
 
-    def __init__(
-        self, model: PromptableModel[TileEmbedding], before: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, model: PromptableModel[TileEmbedding]) -> None:
         self.info: ModelInfo = model.info
         self.passes = 0
-        self._promptable, self._before = model, before
+        self._promptable = model
 
     def embed(self, tile: NDArray[np.uint8], /) -> TileEmbedding:
         """See :class:`pathosam_qupath.model.prompts.PromptableModel`, as for the others."""
-        self._before()
         self.passes += 1
         return self._promptable.embed(tile)
 
@@ -58,7 +55,7 @@ class WatchedModel:
 
 
 class PacedPromptable(WatchedModel):
-    """A promptable model as a job uses it; see :class:`PacedModel`."""
+    """A promptable model as a job uses it, see ``pacing.PacedModel``."""
 
     def __init__(
         self,
@@ -67,9 +64,19 @@ class PacedPromptable(WatchedModel):
         device: Device,
         cancelled: threading.Event,
     ) -> None:
+        super().__init__(promptable)
         self._paced = PacedModel(model, device, cancelled)
-        super().__init__(promptable, self._paced.let_others_pass)
         self.device = model.device
+
+    def embed(self, tile: NDArray[np.uint8], /) -> TileEmbedding:
+        """What prompts need of a tile."""
+        with self._paced.turn():
+            return super().embed(tile)
+
+    def prompt(self, embedding: TileEmbedding, prompts: Sequence[Prompt], /) -> list[PromptedMask]:
+        """The object of each prompt."""
+        with self._paced.turn():
+            return super().prompt(embedding, prompts)
 
     def predict(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps of a batch of tiles."""
@@ -77,7 +84,7 @@ class PacedPromptable(WatchedModel):
 
 
 def paced(model: NucleusModel, device: Device, cancelled: threading.Event) -> NucleusModel:
-    """A model for a job: ends between two tiles when cancelled, lets prompts pass."""
+    """A model for a job: ends soon when cancelled, lets prompts pass."""
     if isinstance(model, PromptableModel):
         return PacedPromptable(model, model, device, cancelled)
     return PacedModel(model, device, cancelled)

@@ -15,13 +15,15 @@ from pathosam_qupath.errors import ModelError
 from pathosam_qupath.qupath.objects import FRAME_COLUMNS
 from pathosam_qupath.segmentation.classes import class_colors
 from pathosam_qupath.server.geometry import check_vertices, shape_of
-from pathosam_qupath.server.images import Images, OpenImage
+from pathosam_qupath.server.images import Images
 from pathosam_qupath.server.limits import Limits
+from pathosam_qupath.server.open_image import OpenImage
+from pathosam_qupath.server.pacing import Device, interruptible
 from pathosam_qupath.server.problems import ProblemError
 from pathosam_qupath.server.prompt_models import WatchedModel
 from pathosam_qupath.server.schemas import PromptModel, PromptRequest, PromptResponse
 from pathosam_qupath.server.segment_job import class_map_of
-from pathosam_qupath.server.warm_model import Device, WarmModel
+from pathosam_qupath.server.warm_model import WarmModel
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -46,22 +48,33 @@ class Prompts:
         self._sessions: OrderedDict[tuple[str, str], tuple[WatchedModel, PromptSession]]
         self._sessions = OrderedDict()
         self._model: NucleusModel | None = None
+        self._closed = threading.Event()
 
-    def answer(self, request: PromptRequest) -> PromptResponse:
+    def answer(self, request: PromptRequest, gone: threading.Event) -> PromptResponse:
         """The object of each prompt.
+
+        Parameters
+        ----------
+        gone : set once nobody waits for the answer any more.
 
         Raises
         ------
         ProblemError : no such image, a model that is not ready or answers no prompts, a prompt
-            that says nothing.
+            that says nothing, or nobody waits any more.
         """
+
+        def check() -> None:
+            if gone.is_set() or self._closed.is_set():
+                raise ProblemError(503, "stopping", "prompts", "they were given up", "Ask again.")
+
         began = time.perf_counter()
         image = self._images.get(request.image)
         areas = [p.geometry for p in request.prompts if p.geometry is not None]
         check_vertices(areas, self._limits.vertices)
         prompts = [_prompt(i, p, image) for i, p in enumerate(request.prompts, start=1)]
         self._warm.check()
-        with self._images.hold(image), self._device.prompting():
+        with self._images.hold(image), self._device.prompting(), interruptible(check):
+            check()
             model = self._warm.get(seconds=_MODEL_SECONDS)
             classes = class_map_of(request.options.classes, model.info)
             watched, session = self._session(image, model, request)
@@ -82,10 +95,16 @@ class Prompts:
             for key in [key for key in self._sessions if key[0] == image]:
                 del self._sessions[key]
 
+    def close(self) -> None:
+        """Give up what is being answered, and drop all sessions."""
+        self._closed.set()
+        self.clear()
+
     def clear(self) -> None:
         """Drop all sessions and what they hold in memory."""
         with self._lock:
             self._sessions.clear()
+            self._model = None
 
     def _session(
         self, image: OpenImage, model: NucleusModel, request: PromptRequest

@@ -6,9 +6,9 @@ is recorded too, since GeoParquet is written as a whole, and a few for the job's
 
 from __future__ import annotations
 
-import shutil
+import os
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
@@ -25,31 +25,26 @@ from pathosam_qupath.regions import Regions, choose_regions, label
 from pathosam_qupath.segmentation.classes import ClassMap, class_colors
 from pathosam_qupath.server.access import Roots
 from pathosam_qupath.server.geometry import annotations_of, named_parents
-from pathosam_qupath.server.images import Images, OpenImage
-from pathosam_qupath.server.jobs import Job, Jobs, new_job_id
+from pathosam_qupath.server.images import Images
+from pathosam_qupath.server.job import Job, new_job_id
+from pathosam_qupath.server.job_picture import PICTURED, draw_picture
+from pathosam_qupath.server.jobs import Jobs
+from pathosam_qupath.server.open_image import OpenImage
+from pathosam_qupath.server.pacing import Device
 from pathosam_qupath.server.problems import ProblemError, is_disk_full
 from pathosam_qupath.server.prompt_models import modes_of, paced
 from pathosam_qupath.server.recording import JobRecord, begin_record
 from pathosam_qupath.server.results import Results
 from pathosam_qupath.server.schemas import ClassNames, SegmentJob
-from pathosam_qupath.server.warm_model import Device, WarmModel
+from pathosam_qupath.server.warm_model import WarmModel
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
     from pathosam_qupath.model.interface import ModelInfo, NucleusModel, Postprocessing
     from pathosam_qupath.qupath.project import Color
+    from pathosam_qupath.segmentation.block_plan import SegmentOptions
     from pathosam_qupath.segmentation.pipeline import Progress
-
-PICTURED = 4_000
-"""Nuclei that are kept for a picture."""
-
-PICTURE_WIDTH = 640
-_PICTURE_SIDE = 400.0
-"""µm that a picture shows at most."""
-
-_MARGIN = 1.2
-"""How much larger than what its nuclei cover a picture is."""
 
 _MODEL_SECONDS = 3600.0
 """How long a job waits for its model; a large one may have to be downloaded."""
@@ -116,6 +111,7 @@ def segment_job(request: SegmentJob, bench: Bench) -> Job:
         work=lambda job: _work(job, request, image, regions, parents, bench),
     )
     job.note = _refusals(regions)
+    job.held.enter_context(bench.images.hold(image))
     return job
 
 
@@ -166,55 +162,77 @@ def _work(
 ) -> Mapping[str, object]:
     """Segment, write, record; in the lane's thread."""
     from pathosam_qupath.qupath.geojson import write_geojson
-    from pathosam_qupath.segmentation.pipeline import SegmentOptions, iter_segment
+    from pathosam_qupath.segmentation.pipeline import SegmentOptions
 
-    with bench.images.hold(image):
-        bench.jobs.update(job, stage="waiting for the model")
-        model = bench.warm.get(seconds=_MODEL_SECONDS, cancelled=job.cancelled)
-        classes = class_map_of(request.options.classes, model.info)
-        _check_mode(request.options.mode, model)
-        record = _record(job, request, image, regions, model, bench)
-        if record is None:
-            job.run = new_live_run_id()
-        colors = class_colors(model.info.classes, model.info.colors, classes)
-        options = SegmentOptions(
-            mode=request.options.mode,
-            postprocessing=_postprocessing(request, model.info.postprocessing),
-            class_map=classes,
-            seed=f"{job.run}/{image.id}",
-        )
-        found = _Found(keep=record is not None)
-        blocks = iter_segment(
-            image.slide,
-            regions.polygons,
-            paced(model, bench.device, job.cancelled),
-            options=options,
-            progress=partial(_tell, bench.jobs, job),
-        )
+    bench.jobs.update(job, stage="waiting for the model")
+    model = bench.warm.get(seconds=_MODEL_SECONDS, cancelled=job.cancelled)
+    classes = class_map_of(request.options.classes, model.info)
+    _check_mode(request.options.mode, model)
+    record = _record(job, request, image, regions, model, bench)
+    if record is None:
+        job.run = new_live_run_id()
+    colors = class_colors(model.info.classes, model.info.colors, classes)
+    options = SegmentOptions(
+        mode=request.options.mode,
+        postprocessing=_postprocessing(request, model.info.postprocessing),
+        class_map=classes,
+        seed=f"{job.run}/{image.id}",
+    )
+    found = _Found(keep=record is not None)
+    blocks = _nuclei(
+        image,
+        regions,
+        paced(model, bench.device, job.cancelled),
+        options,
+        partial(_tell, bench.jobs, job),
+    )
 
-        def frames() -> Iterator[gpd.GeoDataFrame]:
-            with closing(blocks) as stream:  # type: ignore[type-var]
-                for frame in stream:
-                    placed = _placed(frame, regions, parents, image, str(job.run))
-                    found.add(frame, placed)
-                    yield placed
+    def frames() -> Iterator[gpd.GeoDataFrame]:
+        with closing(blocks) as stream:
+            for frame in stream:
+                placed = _placed(frame, regions, parents, image, str(job.run))
+                found.add(frame, placed)
+                yield placed
 
-        path = bench.results.path(job.id)
-        try:
-            write_geojson(path, detections=frames(), class_colors=colors, foreign=True)
-            size = bench.results.keep(job.id)
-            job.has_result = True
-            if record is not None:
-                bench.jobs.update(job, stage="recording")
-                _finish_record(job, record, found, colors)
-        except BaseException as error:
-            bench.results.forget(job.id)
-            if record is not None:
-                record.fail(str(error) or "the job was cancelled")
-            raise
-        pictured = found.pictured
-        job.ended_hook = lambda: _draw(job, image, pictured, colors, bench)
-        return {"features": found.count, "bytes": size, "classes": found.classes}
+    path = bench.results.path(job.id)
+    try:
+        write_geojson(path, detections=frames(), class_colors=colors, foreign=True)
+        size = bench.results.keep(job.id)
+        if record is not None:
+            bench.jobs.update(job, stage="recording")
+            _finish_record(job, record, found, colors)
+    except BaseException as error:
+        bench.results.forget(job.id)
+        if record is not None:
+            record.fail(str(error) or "the job was cancelled")
+        raise
+    pictured = found.pictured
+    job.ended_hook = lambda: _picture(job, image, pictured, colors, bench)
+    return {"features": found.count, "bytes": size, "classes": found.classes}
+
+
+def _nuclei(
+    image: OpenImage,
+    regions: Regions,
+    model: NucleusModel,
+    options: SegmentOptions,
+    progress: Callable[[Progress], None],
+) -> Generator[gpd.GeoDataFrame, None, None]:
+    """Rows of nuclei, one frame per block, in coordinates of the image."""
+    from pathosam_qupath.segmentation.close_up import close_up
+    from pathosam_qupath.segmentation.pipeline import nuclei_frame, plan_blocks, segment_blocks
+
+    plan, info = plan_blocks(image.slide, regions.polygons, model.info, options), model.info
+    near = None
+    if model.device == "cpu":
+        near = close_up(plan, info, options, threads=os.cpu_count() or 1)
+    blocks = segment_blocks(
+        plan if near is None else near.plan, model, options=options, progress=progress
+    )
+    with closing(blocks):
+        for block in blocks:
+            objects = block.objects if near is None else near.on_slide(block.objects)
+            yield nuclei_frame([objects], image.slide.mpp, info, options)
 
 
 def _tell(jobs: Jobs, job: Job, p: Progress) -> None:
@@ -286,7 +304,7 @@ def _record(
     }
     area = regions.area * image.slide.mpp[0] * image.slide.mpp[1]
     try:
-        project = bench.roots.check(request.record.project)
+        project = bench.roots.check_project(request.record.project)
         record = begin_record(project, request.record.entry, model, options, area)
     except (PathosamError, ProblemError) as error:
         if is_disk_full(error):
@@ -305,37 +323,14 @@ def _finish_record(job: Job, record: JobRecord, found: _Found, colors: dict[str,
     job.recorded = bool(found.frames)
 
 
-def _draw(
+def _picture(
     job: Job,
     image: OpenImage,
     frames: list[gpd.GeoDataFrame],
-    colors: Mapping[str, Color],
+    colors: dict[str, Color],
     bench: Bench,
 ) -> None:
-    """A picture of where the nuclei are densest; for the page only."""
-    import pandas as pd
-
-    from pathosam_qupath.picture import busiest, overlay
-
-    if not frames or image.gone:
-        return
-    nuclei = pd.concat(frames, ignore_index=True)
-    side = min(_PICTURE_SIDE / image.slide.mpp[0], image.slide.width, image.slide.height)
-    box = _around(nuclei, side) or busiest(nuclei, side)
-    picture = overlay(image.slide, nuclei, box=box, colors=colors, width=PICTURE_WIDTH)
-    path = bench.results.picture_path(job.id)
-    picture.save(path.with_suffix(".tmp"), format="PNG")
-    shutil.move(path.with_suffix(".tmp"), path)
-    job.has_picture = True
-
-
-def _around(nuclei: gpd.GeoDataFrame, side: float) -> tuple[float, float, float, float] | None:
-    """A square with all nuclei and some margin, where one smaller than ``side`` holds them."""
-    if len(nuclei) == 0:
-        return None
-    left, top, right, bottom = nuclei.total_bounds.tolist()
-    wanted = _MARGIN * max(right - left, bottom - top)
-    if wanted > side:
-        return None
-    x, y = (left + right - wanted) / 2, (top + bottom - wanted) / 2
-    return x, y, x + wanted, y + wanted
+    """The job's picture, for the page only."""
+    if frames:
+        draw_picture(bench.results.picture_path(job.id), image, frames, colors)
+        job.has_picture = True

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 from pathosam_qupath import __version__
 from pathosam_qupath.errors import UsageError
 from pathosam_qupath.model.adopted import user_folder
-from pathosam_qupath.run_record import utc_now
 from pathosam_qupath.server.guard import LOOPBACK, PROTOCOL, Access
 from pathosam_qupath.server.state import ServerState, StateFolder, new_token
+from pathosam_qupath.server.warm_model import WarmModel
 
 if TYPE_CHECKING:
     import uvicorn
@@ -77,6 +77,11 @@ def serve(options: ServeOptions, started: Callable[[ServerState, Path], None]) -
     check_tls(options)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     with StateFolder(options.state or user_folder()) as state, _bound(options) as listening:
+        # Reading and compiling torch's code takes longest: it begins before all other imports.
+        warm = WarmModel(options.device, options.model)
+        warm.load(options.model)
+
+        from pathosam_qupath.run_record import utc_now
         from pathosam_qupath.server.app import Settings, create_app
 
         port = int(listening.getsockname()[1])
@@ -84,8 +89,9 @@ def serve(options: ServeOptions, started: Callable[[ServerState, Path], None]) -
         names = {*LOOPBACK, *options.names, _reached_at(options)}
         secure = options.tls_cert is not None
         app, server = create_app(
-            Settings(options.model, options.device, _roots(options), state.folder("results")),
+            Settings(_roots(options), state.folder("results")),
             Access(token, frozenset(map(str.lower, names)), port, secure),
+            warm,
         )
         described = ServerState(
             url=f"{'https' if secure else 'http'}://{_reached_at(options)}:{port}",

@@ -1,4 +1,4 @@
-"""The model that the server keeps loaded, and whose turn it is to use the device."""
+"""The model that the server keeps loaded."""
 
 from __future__ import annotations
 
@@ -7,91 +7,20 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.server.job import CancelledError
+from pathosam_qupath.server.pacing import watch_layers
 from pathosam_qupath.server.problems import ProblemError, as_problem
 
 if TYPE_CHECKING:
-    from pathosam_qupath.model.interface import ModelInfo, NucleusModel
+    from pathosam_qupath.model.interface import NucleusModel
 
 log = logging.getLogger(__name__)
 
 LoadState = Literal["loading", "ready", "failed"]
-
-_LONGEST_PAUSE = 2.0
-"""Seconds that a tile of a job waits for prompts, so that a flood of them does not stop it."""
-
-
-class CancelledError(Exception):
-    """The job was cancelled; its work ends here."""
-
-
-class Device:
-    """Whose turn it is: prompts go before the next tile of a job."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._prompts = 0
-        self._one_prompt = threading.Lock()
-
-    @contextmanager
-    def prompting(self) -> Iterator[None]:
-        """Hold jobs up at their next tile; one prompt at a time."""
-        with self._changed:
-            self._prompts += 1
-        try:
-            with self._one_prompt:
-                yield
-        finally:
-            with self._changed:
-                self._prompts -= 1
-                self._changed.notify_all()
-
-    def let_prompts_pass(self, cancelled: threading.Event) -> None:
-        """Wait while prompts are being answered, for a while."""
-        until = time.monotonic() + _LONGEST_PAUSE
-        with self._changed:
-            while self._prompts and not cancelled.is_set():
-                left = until - time.monotonic()
-                if left <= 0:
-                    return
-                self._changed.wait(min(left, 0.1))
-
-
-class PacedModel:
-    """A model as a job uses it: ends between two tiles when cancelled, lets prompts pass."""
-
-    def __init__(self, model: NucleusModel, device: Device, cancelled: threading.Event) -> None:
-        self.info: ModelInfo = model.info
-        self.device: str = model.device
-        self._model, self._turns, self._cancelled = model, device, cancelled
-
-    def predict(self, tiles: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Maps of a batch of tiles.
-
-        Raises
-        ------
-        CancelledError : instead, once the job is cancelled.
-        """
-        self.let_others_pass()
-        return self._model.predict(tiles)
-
-    def let_others_pass(self) -> None:
-        """Wait for prompts, and end a cancelled job.
-
-        Raises
-        ------
-        CancelledError : the job is cancelled.
-        """
-        self._turns.let_prompts_pass(self._cancelled)
-        if self._cancelled.is_set():
-            raise CancelledError
 
 
 class WarmModel:
@@ -101,17 +30,19 @@ class WarmModel:
     ----------
     device : as for :func:`pathosam_qupath.model.load_model`.
     started_with : the model's name, or a weight file that the server's owner chose.
+
+    Attributes
+    ----------
     changed : called when the state changes, in any thread.
     """
 
-    def __init__(
-        self, device: str, started_with: str, changed: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, device: str, started_with: str) -> None:
         self.name = started_with
         self.started_with = started_with
         self.state: LoadState = "loading"
         self.error: ProblemError | None = None
-        self.device_name, self._changed = device, changed
+        self.device_name = device
+        self.changed: Callable[[], None] = lambda: None
         self._model: NucleusModel | None = None
         self._turn = threading.Condition()
         self._loads = 0
@@ -141,7 +72,7 @@ class WarmModel:
             self._loads += 1
             self.name, self.state, self.error, self._model = name, "loading", None, None
             turn = self._loads
-        self._changed()
+        self.changed()
         thread = threading.Thread(target=self._load, args=(name, turn), name="load", daemon=True)
         thread.start()
         return thread
@@ -209,16 +140,38 @@ class WarmModel:
                 self._model, self.error = model, error
                 self.state = "ready" if error is None else "failed"
             self._turn.notify_all()
-        self._changed()
+        self.changed()
+        if error is None:
+            _import_the_rest()
 
 
 def _loaded(name: str, device: str) -> NucleusModel:
-    """A model that has seen one tile, since the first costs more than those that follow."""
+    """A model that has worked once, since the first time costs more than those that follow."""
+    import numpy as np
+
     from pathosam_qupath.model import load_model
 
     model = load_model(name, device)
-    side = model.info.tile
-    if side <= 0:
-        raise UsageError(name, f"its tile of {side} pixels is none", "Take another model.")
-    model.predict(np.full((1, side, side, 3), 200, np.uint8))
+    if model.info.tile <= 0:
+        raise UsageError(
+            name, f"its tile of {model.info.tile} pixels is none", "Take another model."
+        )
+    # On a processor a few pixels do, and a network that takes none but whole tiles is as slow
+    # the second time. A graphics card prepares itself for the shape of a tile.
+    side = model.info.tile if model.device != "cpu" else 2 * model.info.stride
+    if side:
+        model.predict(np.full((1, side, side, 3), 200, np.uint8))
+    watch_layers()
     return model
+
+
+def _import_the_rest() -> None:
+    """Import what the first job and the first prompt need, so that they need not."""
+    # ruff: noqa: F401
+    import geopandas
+    import tiffslide
+
+    import pathosam_qupath.picture
+    import pathosam_qupath.qupath.geojson
+    import pathosam_qupath.segmentation.pipeline
+    import pathosam_qupath.segmentation.prompting

@@ -41,9 +41,9 @@ class Answer:
 class LiveServer:
     """``pathosam-qupath serve`` in a process of its own, with a state folder of its own."""
 
-    def __init__(self, folder, *words, roots=(IMAGES,), wait_for_model=True, **process):
+    def __init__(self, folder, *words, roots=(IMAGES,), wait_for_model=True, wrapper=(), **process):
         self.folder = Path(folder)
-        command = [sys.executable, "-m", "pathosam_qupath", "serve", "--port", "0"]
+        command = [*wrapper, sys.executable, "-m", "pathosam_qupath", "serve", "--port", "0"]
         command += ["--state", str(self.folder), "--device", "cpu", *map(str, words)]
         for root in roots:
             command += ["--root", str(root)]

@@ -1,5 +1,6 @@
 import http.client
 import json
+import socket
 
 import pytest
 from live_server import IHC
@@ -23,6 +24,7 @@ ROUTES = [
     ("GET", "/v1/jobs/job-1/picture"),
     ("POST", "/v1/prompt"),
     ("POST", "/v1/untouched"),
+    ("POST", "/v1/runs/1/withdrawn"),
     ("POST", "/v1/shutdown"),
     ("GET", "/nothing/here"),
     ("OPTIONS", "/v1/jobs"),
@@ -47,10 +49,53 @@ def test_every_route_refuses_strangers(live, method, path):
     assert status(headers={"X-PathoSAM-Protocol": "99"}) == 426
 
 
+@pytest.mark.parametrize(
+    "path", [*sorted({path for _, path in ROUTES}), "/v1", "/docs/", "/v1/../v1/health", "//", "/?"]
+)
+def test_every_method_of_every_path_refuses_strangers(live, path):
+    """Whether the route exists, whether it has the method."""
+    for method in ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "ODD"):
+        assert live.ask(method, path, token=False).status == 401
+        assert live.ask(method, path, headers={"Host": "evil.example"}).status == 403
+        assert live.ask(method, path, headers={"Origin": "http://evil.example"}).status == 403
+        preflight = {"Access-Control-Request-Method": "POST", "Origin": "https://evil.example"}
+        refused = live.ask(method, path, headers=preflight)
+        assert refused.status == 403
+        assert not [name for name in refused.headers if name.startswith("access-control")]
+
+
+def plain(live, *lines):
+    """The status of a request whose head is sent as it is."""
+    host, _, port = live.host.partition(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        connection.sendall("\r\n".join([*lines, "Connection: close", "", ""]).encode())
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_heads_that_no_library_sends_are_refused(live):
+    token, own = f"Authorization: Bearer {live.state['token']}", f"Host: {live.host}"
+    line = "GET /v1/health HTTP/1.1"
+    assert plain(live, line, own, token) == 200
+    assert plain(live, "GET /v1/health HTTP/1.0", token) == 403
+    assert plain(live, line, own, "Host: evil.example", token) in (400, 403)
+    assert plain(live, line, f"Host: user@{live.host}", token) in (400, 403)
+    assert plain(live, line, f"Host: {live.host}.evil.example", token) in (400, 403)
+    assert plain(live, line, "Host: 127.1", token) == 403
+    assert plain(live, line, own, token, "Authorization: Bearer x") == 401
+    assert plain(live, line, own, token, "Origin: null", f"Origin: http://{live.host}") == 403
+    assert plain(live, "GET http://evil.example/v1/health HTTP/1.1", own) in (400, 401, 403, 404)
+    assert plain(live, "OPTIONS * HTTP/1.1", own) in (400, 401)
+    upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+    assert plain(live, line, own, *upgrade, "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==") == 401
+
+
 def test_every_route_of_the_document_is_in_the_list_above(live):
     document = live.get("/openapi.json").json
     listed = {
-        (method, path.replace("img-1", "{image}").replace("job-1", "{job}"))
+        (
+            method,
+            path.replace("img-1", "{image}").replace("job-1", "{job}").replace("/1/", "/{run}/"),
+        )
         for method, path in ROUTES
     }
     documented = {

@@ -71,6 +71,31 @@ def test_links_out_of_the_roots_are_not_followed(live, slides):
     assert live.post("/v1/images", {"path": str(slides / "good.png"), "mpp": MPP}).status == 201
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_steps_upwards_are_taken_after_links_are_followed(live, slides):
+    """``link/..`` is the folder above what the link names, not above the link."""
+    inside, outside = slides / "deep" / "deeper", slides.parent / "forbidden" / "deep"
+    inside.mkdir(parents=True)
+    outside.mkdir()
+    (slides / "deep" / "a.png").write_bytes(IHC.read_bytes())
+    (outside.parent / "a.png").write_bytes(IHC.read_bytes())
+    (slides / "out").symlink_to(outside)
+    (slides / "within").symlink_to(inside)
+
+    def code(path):
+        answer = live.post("/v1/images", {"path": str(path), "mpp": MPP})
+        return answer.status if answer.status == 201 else answer.code
+
+    assert code(f"{inside}/../a.png") == 201
+    assert code(f"{slides}/within/../a.png") == 201
+    assert code(f"{slides}/out/../a.png") == "outside_roots"
+    assert code(f"{slides}/../forbidden/a.png") == "outside_roots"
+    assert code(f"{slides}{slides.parent}/forbidden/a.png") == "image"
+    assert code(f"{slides}-more/a.png") == "outside_roots"
+    for uri in (f"file://{slides}/out/../a.png", f"file:{slides}/%2e%2e/forbidden/a.png"):
+        assert live.post("/v1/images", {"uri": uri, "mpp": MPP}).code == "outside_roots"
+
+
 @pytest.mark.parametrize(
     ("request_", "status"),
     [

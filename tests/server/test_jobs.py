@@ -2,7 +2,8 @@ import threading
 
 import pytest
 
-from pathosam_qupath.server.jobs import Job, Jobs, new_job_id
+from pathosam_qupath.server.job import Job, new_job_id
+from pathosam_qupath.server.jobs import Jobs
 from pathosam_qupath.server.limits import Limits
 from pathosam_qupath.server.problems import ProblemError
 

@@ -19,8 +19,15 @@ REQUESTS = [
     schemas.PromptModel,
     schemas.ChooseModelRequest,
     schemas.UntouchedRequest,
+    schemas.WithdrawnRequest,
     schemas.ImageResponse,
     schemas.JobResponse,
+    schemas.JobsResponse,
+    schemas.HealthResponse,
+    schemas.ModelChoice,
+    schemas.PromptResponse,
+    schemas.UntouchedResponse,
+    schemas.ShutdownResponse,
     schemas.ErrorResponse,
 ]
 
@@ -33,21 +40,54 @@ def test_examples_are_valid(model):
         TypeAdapter(model).validate_json(json.dumps(example))
 
 
-def test_every_body_has_an_example_and_every_operation_a_text(live):
+def examples(document, content):
+    """Examples of a body: its own, or those of each kind of object that it may be."""
+    if "example" in content:
+        return [content["example"]]
+    schema = content["schema"]
+    found = []
+    for choice in schema.get("oneOf", [schema.get("items", schema)]):
+        name = choice["$ref"].rpartition("/")[2]
+        assert document["components"]["schemas"][name]["examples"], name
+        found += document["components"]["schemas"][name]["examples"]
+    return found
+
+
+def test_every_request_every_response_and_every_parameter_has_an_example(live):
     document = live.get("/openapi.json").json
-    named = document["components"]["schemas"]
+    shown = live.get("/docs").body.decode()
     for path, methods in document["paths"].items():
+        assert path in shown
         for method, operation in methods.items():
-            assert operation["description"], (method, path)
-            assert "4XX" in operation["responses"], (method, path)
+            where = f"{method} {path}"
+            assert operation["description"], where
+            for parameter in operation.get("parameters", []):
+                assert parameter["description"], (where, parameter["name"])
+                schema = parameter["schema"]
+                given = [schema, *schema.get("anyOf", ())]
+                assert any(one.get("examples") for one in given), (where, parameter["name"])
             for content in operation.get("requestBody", {}).get("content", {}).values():
-                schema = content["schema"]
-                if schema.get("format") == "binary":
-                    continue
-                choices = schema.get("oneOf", [schema])
-                for choice in choices:
-                    name = choice["$ref"].rpartition("/")[2]
-                    assert named[name]["examples"], name
+                assert examples(document, content), where
+            statuses = set(operation["responses"])
+            assert {"4XX", "5XX"} < statuses, where
+            (success,) = statuses - {"4XX", "5XX"}
+            for status, response in operation["responses"].items():
+                if success != "204" or status != success:
+                    assert response["content"], (where, status)
+                for kind, content in response.get("content", {}).items():
+                    assert kind == "image/png" or examples(document, content), (where, status)
+
+
+def test_the_document_is_openapi(live):
+    from jsonschema_rs import Draft202012Validator
+
+    document = live.get("/openapi.json").json
+    assert document["openapi"].startswith("3.1")
+    assert document["security"] == [{"token": []}]
+    for name, schema in document["components"]["schemas"].items():
+        validator = Draft202012Validator({**schema, "components": document["components"]})
+        for example in schema.get("examples", ()):
+            assert validator.is_valid(example), name
 
 
 def test_malformed_requests_do_not_break_it(live):

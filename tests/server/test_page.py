@@ -1,67 +1,88 @@
-import shutil
-import subprocess
-import time
+import io
 
 import pytest
-from live_server import rectangle, regions
+from browser import CHROMIUM, Browser
+from live_server import LiveServer, rectangle, regions
+from PIL import Image
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-browser = pytest.mark.skipif(
+needs_browser = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium found; on Debian: apt install chromium"
 )
 
 
-def chromium(tmp_path, url, *words):
-    """Open a page as a person's browser does; what it wrote to stdout.
-
-    Chromium's virtual time now and then never ends on a page that keeps a request open, so it
-    is started anew when it takes too long.
-    """
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1200,1000"]
-    command += ["--disable-dev-shm-usage", "--virtual-time-budget=6000", *words, url]
-    for attempt in range(4):
-        profile = f"--user-data-dir={tmp_path / f'profile{attempt}'}"
-        try:
-            return subprocess.run(
-                [*command, profile], capture_output=True, text=True, timeout=45
-            ).stdout
-        except subprocess.TimeoutExpired:
-            continue
-    raise AssertionError(f"Chromium did not end four times in a row: {' '.join(command)}")
+@pytest.fixture
+def browser(tmp_path):
+    with Browser(tmp_path / "profile") as one:
+        yield one
 
 
-def finished(live):
+def entered(browser, live):
+    """Open the page as a person does, by the file in the state folder."""
+    browser.open((live.folder / "page.html").as_uri())
+    browser.wait_until("location.pathname === '/' && document.querySelector('.pill.ready')")
+
+
+@needs_browser
+def test_the_page_shows_jobs_the_model_and_pictures(live, browser):
     job = live.segment(live.open(), regions(rectangle(120, 120, 240, 240)))
     done = live.wait(job)
-    until = time.monotonic() + 30
-    while not live.get(f"/v1/jobs/{job}").json["picture"] and time.monotonic() < until:
-        time.sleep(0.1)
-    return done
-
-
-@browser
-def test_the_page_shows_jobs_the_model_and_pictures(live, tmp_path):
-    done = finished(live)
-    page = (live.folder / "page.html").as_uri()
-    shown = chromium(tmp_path, page, "--dump-dom")
-    assert '<span id="state" class="pill ready">ready</span>' in shown
+    entered(browser, live)
+    picture = f"img[src='/v1/jobs/{job}/picture']"
+    browser.wait_until(f'document.querySelector("{picture}")?.naturalWidth > 100')
+    shown = browser.text()
     assert "Epithelial" in shown
-    assert f'id="{done["id"]}"' in shown
+    assert "0.25 µm/px" in shown
     assert f"{done['result']['features']} nuclei" in shown
-    assert f"/v1/jobs/{done['id']}/picture" in shown
-    assert live.state["token"] not in shown
-    picture = tmp_path / "page.png"
-    chromium(tmp_path, page, f"--screenshot={picture}")
-    assert picture.stat().st_size > 20_000
+    assert done["run"] in shown
+    assert browser.evaluate(f"document.querySelector('#{job} .pill').textContent") == "done"
+    assert live.state["token"] not in browser.html()
+    assert browser.evaluate("location.search") == ""
+    assert live.state["token"] not in browser.evaluate("document.cookie")
+    shot = Image.open(io.BytesIO(browser.screenshot())).convert("L")
+    assert min(shot.size) > 500
+    assert len(shot.getcolors(256)) > 100
+    assert browser.said == []
 
 
-@browser
-def test_a_stranger_sees_how_to_get_in(live, tmp_path):
-    shown = chromium(tmp_path, live.state["url"] + "/", "--dump-dom")
-    assert "page.html" in shown
-    assert "Epithelial" not in shown
+@needs_browser
+def test_progress_is_shown_and_a_job_cancelled_with_its_button(live, large, browser):
+    entered(browser, live)
+    job = live.segment(live.open(large))
+    browser.wait_until(f"document.querySelector('#{job} .bar > i')")
+    browser.wait_until(f"/tile \\d+ of \\d+/.test(document.querySelector('#{job}').innerText)")
+    assert "left" in browser.text() or "tile 0" in browser.text()
+    browser.evaluate(f"document.querySelector('#{job} button').click()")
+    assert live.wait(job)["state"] == "cancelled"
+    browser.wait_until(f"document.querySelector('#{job} .pill.cancelled')")
+    assert not browser.evaluate(f"Boolean(document.querySelector('#{job} button'))")
+    assert browser.said == []
+
+
+@needs_browser
+def test_a_failed_job_says_what_to_do(live, browser):
+    options = {"classes": {"Mitosis": "x"}}
+    failed = live.wait(live.segment(live.open(), options=options))
+    entered(browser, live)
+    browser.wait_until(f"document.querySelector('#{failed['id']} .error')")
+    assert failed["error"]["remedy"] in browser.text()
+
+
+@needs_browser
+def test_a_stranger_sees_how_to_get_in(live, browser):
+    browser.open(live.state["url"] + "/")
+    browser.wait_until("document.body?.innerText.includes('page.html')")
+    assert "Epithelial" not in browser.text()
+
+
+@needs_browser
+def test_a_server_that_has_ended_is_missed(tmp_path, browser):
+    server = LiveServer(tmp_path / "state", wait_for_model=False)
+    browser.open((server.folder / "page.html").as_uri())
+    browser.wait_until("document.querySelector('#state')?.textContent === 'loading'")
+    hidden = "getComputedStyle(document.querySelector('#lost')).display === 'none'"
+    assert browser.evaluate(hidden)
+    server.end()
+    browser.wait_until(f"!({hidden})")
 
 
 def test_the_documentation_shows_routes_and_examples(live):

@@ -63,6 +63,20 @@ def test_a_command_is_cancelled(live, project):
     assert live.wait(job)["state"] == "cancelled"
 
 
+def test_a_project_that_is_a_link_out_of_the_roots_is_refused(live, project, slides):
+    outside = slides.parent / "forbidden" / "project"
+    project.path.rename(outside)
+    linked = slides / "linked"
+    linked.mkdir()
+    (linked / "project.qpproj").symlink_to(outside / "project.qpproj")
+    for path in (linked, linked / "project.qpproj", outside):
+        for more in ({"kind": "project"}, {"kind": "rollback", "run": "last"}, {"kind": "collect"}):
+            assert live.post("/v1/jobs", {"project": str(path), **more}).code == "outside_roots"
+        nothing = {"type": "FeatureCollection", "features": []}
+        asked = {"project": str(path), "entry": "1", "objects": nothing}
+        assert live.post("/v1/untouched", asked).code == "outside_roots"
+
+
 @pytest.mark.parametrize(
     ("change", "status"),
     [

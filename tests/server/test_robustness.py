@@ -1,5 +1,7 @@
 import errno
+import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -14,6 +16,7 @@ from pathosam_qupath.server.problems import as_problem
 from pathosam_qupath.server.schemas import SegmentJob
 from pathosam_qupath.server.segment_job import segment_job
 from pathosam_qupath.server.state import read_state
+from pathosam_qupath.server.warm_model import WarmModel
 
 REGION = regions(rectangle(120, 120, 240, 240))
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limits")
@@ -52,6 +55,34 @@ def test_a_full_disk_fails_the_job_and_not_the_server(tmp_path):
         server.end()
 
 
+def mounting(folder, size):
+    """Words before a command that give it a disk of its own of so many bytes."""
+    mount = f'mount -t tmpfs -o size={size} none "$0" && exec "$@"'
+    for unshare in (("unshare", "-Urm"), ("unshare", "-m")):
+        words = [*unshare, "sh", "-c", mount, str(folder)]
+        if shutil.which("unshare") and not subprocess.run([*words, "true"]).returncode:
+            return words
+    pytest.skip("this machine lets no program have a disk of its own (unshare)")
+
+
+@posix
+def test_a_disk_without_room_fails_the_job_and_not_the_server(tmp_path):
+    results = tmp_path / "state" / "results"
+    results.mkdir(parents=True)
+    results.parent.chmod(0o700)
+    server = LiveServer(results.parent, wrapper=mounting(results, 8192))
+    try:
+        image = server.open()
+        failed = server.wait(server.segment(image, REGION))
+        assert (failed["state"], failed["error"]["code"]) == ("failed", "disk_full")
+        few = server.segment(image, regions(rectangle(200, 200, 20, 20)))
+        assert server.wait(few)["state"] == "done"
+        assert server.get(f"/v1/jobs/{few}/result").status == 200
+        assert server.get("/v1/health").json["state"] == "ready"
+    finally:
+        server.end()
+
+
 class Exhausting:
     """The bundled model on a device that has too little memory."""
 
@@ -66,7 +97,7 @@ class Exhausting:
 
 def test_too_little_memory_fails_the_job_and_drops_what_is_cached(tmp_path, bundled_model):
     (tmp_path / "results").mkdir()
-    server = Server(Settings("bundled", "cpu", (IMAGES,), tmp_path / "results"))
+    server = Server(Settings((IMAGES,), tmp_path / "results"), WarmModel("cpu", "bundled"))
     try:
         image = server.images.open_file(IHC, mpp=(MPP, MPP))
         request = SegmentJob.model_validate(

@@ -9,6 +9,7 @@ import pytest
 from ihc_project import IhcProject
 from live_server import REGION, rectangle, regions
 
+from pathosam_qupath.corrections.withdrawn import read_withdrawn
 from pathosam_qupath.qupath.geojson import read_geojson
 from pathosam_qupath.run_record import open_run, run_ids
 
@@ -270,6 +271,16 @@ def test_a_project_remembers_the_run_of_its_open_image(live, slides, command):
     assert name is not None
     assert set(answer.json["untouched"]) == {number, *kept["id"][6:]}
 
+    taken = {"project": str(ihc.path), "entry": "1", "ids": [kept["id"][0]], "undone": False}
+    route = f"/v1/runs/{done['run']}/withdrawn"
+    assert live.post(route, taken).status == 204
+    assert read_withdrawn(record, "1").ids == {kept["id"][0]}
+    assert live.post(route, {**taken, "entry": "9"}).status == 404
+    assert live.post("/v1/runs/20200101-000000-0000/withdrawn", taken).status == 404
+    assert live.post("/v1/runs/..%2Fx/withdrawn", taken).status in (404, 422)
+    assert live.post(route, {**taken, "project": "/etc"}).code == "outside_roots"
+    assert live.post(route, {**taken, "ids": ["x"]}).status == 422
+
     code, out, _ = command("rollback", *ihc.words, "--run", "last", "--json")
     assert code == 0
     assert json.loads(out)[0]["action"] == "nothing"  # QuPath never saved the nuclei
@@ -337,6 +348,29 @@ def test_a_prompt_is_answered_or_refused_with_a_remedy(live):
 def test_prompts_that_say_nothing_are_refused(live, prompt):
     answer = live.post("/v1/prompt", {"image": live.open(), "prompts": [prompt]})
     assert answer.status in (400, 422)
+
+
+def test_geometries_of_prompts_are_bounded(live):
+    ring = [[float(i % 500), float(i // 500)] for i in range(100_001)]
+    prompt = {"geometry": {"type": "Polygon", "coordinates": [ring]}}
+    answer = live.post("/v1/prompt", {"image": live.open(), "prompts": [prompt]})
+    assert answer.status == 413
+    many = {"points": [[1, 2]] * 1001}
+    assert live.post("/v1/prompt", {"image": live.open(), "prompts": [many]}).status == 422
+    wide = {"box": [0, 0, 1e9, 1e9]}
+    assert live.post("/v1/prompt", {"image": live.open(), "prompts": [wide]}).status == 422
+
+
+def test_an_image_that_is_closed_stays_open_for_the_jobs_that_wait(live, large):
+    before = live.segment(live.open(large))
+    image = live.open(mpp=0.55)
+    job = live.segment(image, regions(WHOLE))
+    assert live.ask("DELETE", f"/v1/images/{image}").status == 204
+    assert live.post("/v1/jobs", {"kind": "segment", "image": image}).code == "not_found"
+    live.ask("DELETE", f"/v1/jobs/{before}")
+    done = live.wait(job)
+    assert done["state"] == "done", done["error"]
+    assert done["result"]["features"] > 0
 
 
 def test_prompts_are_counted(live):

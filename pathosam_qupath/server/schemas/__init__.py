@@ -10,6 +10,7 @@ from pathosam_qupath.server.schemas.comparing import (
     ComparedFeatures,
     UntouchedRequest,
     UntouchedResponse,
+    WithdrawnRequest,
 )
 from pathosam_qupath.server.schemas.errors import ErrorModel, ErrorResponse
 from pathosam_qupath.server.schemas.fields import (
@@ -83,4 +84,5 @@ __all__ = [
     "ShutdownResponse",
     "UntouchedRequest",
     "UntouchedResponse",
+    "WithdrawnRequest",
 ]

@@ -18,13 +18,15 @@ from pathosam_qupath.server.schemas.fields import (
 
 _LIMITS = Limits()
 
+Uuid = Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
+
 
 class ComparedFeature(BaseModel):
     """A detection as it is now."""
 
     model_config = ConfigDict(strict=True)
     type: Literal["Feature"]
-    id: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$")]
+    id: Uuid
     geometry: Area
     properties: dict[str, Any]
 
@@ -65,6 +67,25 @@ class UntouchedRequest(BaseModel):
     project: Text
     entry: Name
     objects: ComparedFeatures
+
+
+class WithdrawnRequest(BaseModel):
+    """Nuclei of a run that were taken out of an open image again."""
+
+    model_config = request_like(
+        {
+            "project": "/projects/study",
+            "entry": "3",
+            "ids": [EXAMPLE_REGION["id"]],
+            "undone": True,
+        }
+    )
+    project: Text
+    entry: Name
+    ids: Annotated[list[Uuid], Field(max_length=_LIMITS.objects)]
+    undone: bool = Field(
+        description="True: the run was taken back; false: a later one replaced it."
+    )
 
 
 class UntouchedResponse(BaseModel):
