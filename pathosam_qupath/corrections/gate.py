@@ -1,19 +1,19 @@
 """Whether a fine-tuned model may take a name: no worse than its base, or forced.
 
-Held-out regions are split: half of them tell when to stop, the other half judge, so that the
-judgement is not of what was chosen for. Of fewer than four both halves are the same, which the
-card says. A regression set may lose no more than a point of any figure.
+Regions that neither taught nor told when to stop judge
+(:mod:`~pathosam_qupath.corrections.splitting`). A regression set may lose no more than a point
+of any figure, and answers to clicks and boxes no more than a point of their IoU.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pathosam_qupath import __version__
+from pathosam_qupath.corrections.bases import Base, find_base
 from pathosam_qupath.corrections.comparison import (
     MARGIN,
     Comparison,
@@ -22,22 +22,18 @@ from pathosam_qupath.corrections.comparison import (
     own_types,
 )
 from pathosam_qupath.corrections.evaluation import ImageResult
-from pathosam_qupath.corrections.finetuning import (
-    FinetuneData,
-    FinetuneOptions,
-    FinetuneProgress,
-    finetune,
-)
-from pathosam_qupath.corrections.samples import Sample, is_sample_folder, read_samples
-from pathosam_qupath.corrections.training_set_files import verify_training_set
-from pathosam_qupath.errors import UsageError
+from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
+from pathosam_qupath.corrections.learning_run import FinetuneProgress
+from pathosam_qupath.corrections.prompt_evaluation import evaluate_prompts
+from pathosam_qupath.corrections.samples import Sample, read_samples
+from pathosam_qupath.corrections.splitting import folder_hash, sample_folders, split_data
+from pathosam_qupath.errors import ModelError, UsageError
 from pathosam_qupath.model import load_model
-from pathosam_qupath.model.adopted import adopt, check_name, compact_weights, user_folder
+from pathosam_qupath.model.adopted import adopt, check_name, user_folder
+from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.model.prompts import promptable
 from pathosam_qupath.model.weights import file_sha256
 from pathosam_qupath.run_record import utc_now
-
-HELD_OUT_EVERY = 5
-_FEWEST_TO_SPLIT = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +45,8 @@ class FinetuneReport:
     weights : the file of the new model, adopted or not.
     regions : how many crops taught, told when to stop, judged, and were replayed.
     held_out, regression : the new model (B) against its base (A); None where not compared.
+    prompts : mean IoU of base and new model with one click and one box, on what judged; None
+        where the model answers none, or nothing that they read has changed.
     adopted : whether `--model NAME` takes it now.
     notes : why not, and what else the reader should know.
     """
@@ -60,16 +58,9 @@ class FinetuneReport:
     regions: dict[str, int]
     held_out: Comparison | None
     regression: Comparison | None
+    prompts: dict[str, tuple[float, float]] | None
     adopted: bool
     forced: bool
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Split:
-    train: list[Sample]
-    stopping: list[Sample]
-    judging: list[Sample]
     notes: tuple[str, ...]
 
 
@@ -90,7 +81,7 @@ def finetune_and_judge(
 
     Parameters
     ----------
-    base : name or weight file of a compact model.
+    base : name or weight file of a compact model, or of a SAM with a decoder of nuclei.
     data : an export of corrections, or a folder of samples.
     name : what the new model is called.
     replay : samples of the base model's training, against forgetting.
@@ -101,20 +92,24 @@ def finetune_and_judge(
     ------
     UsageError : the name cannot be used, or the data cannot be learnt from.
     ImageError : the export is damaged.
-    ModelError : the base is no compact model.
+    ModelError : the base cannot be fine-tuned.
     """
     check_name(name)
-    weights, _ = compact_weights(base)
-    split = _split(data)
+    start = find_base(base)
+    split = split_data(data)
     replayed = [] if replay is None else list(read_samples(replay))
-    folders = [*_folders(data), *([] if replay is None else [replay])]
-    identity = f"{folder_hash(folders)} {file_sha256(weights)}"
+    folders = [*sample_folders(data), *([] if replay is None else [replay])]
+    identity = f"{folder_hash(folders)} {file_sha256(start.weights)}"
     learning = FinetuneData(split.train, split.stopping, replayed, own_types(data), identity)
     out = user_folder() / "finetuning" / name
-    new_weights = finetune(
-        weights, learning, out, options, name=name, device=device, progress=progress
-    )
-    old, new = load_model(weights, device), load_model(new_weights, device)
+    if start.compact:
+        new_weights = finetune(
+            start.weights, learning, out, options, name=name, device=device, progress=progress
+        )
+    else:
+        new_weights = _finetune_sam(start, learning, out, options, device, progress)
+    old = load_model(start.weights, device, decoder=start.decoder)
+    new = load_model(new_weights, device)
     names = (str(base), name)
     held_out = kept = None
     if split.judging:
@@ -123,7 +118,10 @@ def finetune_and_judge(
         )
     if regression is not None:
         kept = compare_models(old, new, regression, names=names, progress=judged)
-    against = against_adoption(held_out, kept)
+    prompts = None
+    if start.compact and options.what != "class-head":
+        prompts = _prompted(old, new, split.judging)
+    against = against_adoption(held_out, kept, prompts)
     adopted = force or not against
     report = FinetuneReport(
         name,
@@ -138,18 +136,49 @@ def finetune_and_judge(
         },
         held_out,
         kept,
+        prompts,
         adopted,
         bool(force and against),
         (*split.notes, *against),
     )
     if adopted:
-        card = _card(report, options, new.info.weights_hash, old.info.weights_hash, identity)
+        hashes = file_sha256(new_weights), file_sha256(start.weights)
+        card = _card(report, options, *hashes, identity)
         model = adopt(name, new_weights, {**card, "classes": new.info.classes, "mpp": new.info.mpp})
         report = replace(report, weights=str(model.path))
     return report
 
 
-def against_adoption(held_out: Comparison | None, regression: Comparison | None) -> list[str]:
+def _finetune_sam(
+    start: Base,
+    data: FinetuneData,
+    out: Path,
+    options: FinetuneOptions,
+    device: str,
+    progress: Callable[[FinetuneProgress], None] | None,
+) -> Path:
+    from pathosam_qupath.corrections.pathosam_finetuning import (
+        PathosamFinetuneOptions,
+        finetune_pathosam,
+    )
+
+    if options.what == "class-head":
+        raise UsageError(
+            "--what class-head",
+            "PathoSAM's classes come from a decoder of their own, which is not fine-tuned here",
+            "Take --what decoder, lora or all.",
+        )
+    chosen = PathosamFinetuneOptions(options.what, options.seed, options.total)
+    return finetune_pathosam(
+        start.weights, data, out, chosen, decoder=start.decoder, device=device, progress=progress
+    )
+
+
+def against_adoption(
+    held_out: Comparison | None,
+    regression: Comparison | None,
+    prompts: Mapping[str, tuple[float, float]] | None = None,
+) -> list[str]:
     """Why a model may not be adopted; empty where it may."""
     reasons = []
     if held_out is None:
@@ -161,38 +190,24 @@ def against_adoption(held_out: Comparison | None, regression: Comparison | None)
         lost = [f.figure for f in regression.figures if (f.difference or 0.0) < -MARGIN]
         if lost:
             reasons.append(f"It loses more than a point on the regression set: {', '.join(lost)}.")
+    lost = [kind for kind, (a, b) in (prompts or {}).items() if b < a - MARGIN]
+    if lost:
+        reasons.append(f"Its answers lose more than a point of IoU: {', '.join(lost)}.")
     return reasons
 
 
-def _split(data: Path) -> _Split:
-    """The samples of an export or a folder: to learn, to stop, to judge."""
-    verify_training_set(data)
-    folders = _folders(data)
-    train = list(read_samples(folders[0]))
-    held = [sample for folder in folders[1:] for sample in read_samples(folder)]
-    notes = []
-    if not held and len(train) > 1:
-        held = train[1::HELD_OUT_EVERY]
-        train = [s for i, s in enumerate(train) if i % HELD_OUT_EVERY != 1]
-        notes.append("Held-out regions are of the slides that were learnt from.")
-    if len(held) < _FEWEST_TO_SPLIT:
-        if held:
-            notes.append("The same few regions told when to stop and judged.")
-        return _Split(train, held, held, tuple(notes))
-    return _Split(train, held[::2], held[1::2], tuple(notes))
-
-
-def _folders(data: Path) -> list[Path]:
-    """The folder to learn from, and the held-out one where there is one."""
-    if is_sample_folder(data):
-        return [data]
-    if not is_sample_folder(data / "train"):
-        raise UsageError(
-            data,
-            "it holds neither samples nor a folder `train` with them",
-            "Give a folder that `pathosam-qupath corrections export` wrote.",
-        )
-    return [data / "train", *([data / "val"] if is_sample_folder(data / "val") else [])]
+def _prompted(
+    old: NucleusModel, new: NucleusModel, samples: Sequence[Sample]
+) -> dict[str, tuple[float, float]] | None:
+    """Mean IoU of both models' answers to one click and to one box."""
+    if not any(sample.labels.any() for sample in samples):
+        return None
+    try:
+        before, after = (evaluate_prompts(promptable(m), samples)["mean"] for m in (old, new))
+    except ModelError:
+        # A network that was trained without prompts has none to lose.
+        return None
+    return {kind: (before[kind], after[kind]) for kind in ("point", "box")}
 
 
 def _card(
@@ -210,18 +225,8 @@ def _card(
         "regions": report.regions,
         "held_out": None if report.held_out is None else asdict(report.held_out),
         "regression": None if report.regression is None else asdict(report.regression),
+        "prompts": report.prompts,
         "forced": report.forced,
         "notes": report.notes,
         "version": __version__,
     }
-
-
-def folder_hash(folders: Sequence[Path]) -> str:
-    """A hash of the images and masks in folders of samples."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for kind in ("images", "labels", "types", "ignore"):
-            for path in sorted((folder / kind).glob("*")):
-                digest.update(f"{kind}/{path.name}\n".encode())
-                digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()

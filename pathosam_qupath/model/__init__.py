@@ -58,7 +58,8 @@ def load_model(
     name, path = str(name_or_path), Path(name_or_path)
     adopted = None if name in MODELS else adopted_models().get(name)
     weights = name not in MODELS and path.is_file() and path.suffix == ".safetensors"
-    compact = name == BUNDLED or adopted is not None or weights
+    tuned = adopted is not None and adopted.path.suffix != ".safetensors"
+    compact = name == BUNDLED or (adopted is not None and not tuned) or weights
     if compact and (decoder is not None or semantic is not None or exact):
         raise UsageError(
             name,
@@ -67,7 +68,7 @@ def load_model(
         )
     if name == BUNDLED:
         return _load_compact(*bundled_weights(), device)
-    if adopted is not None:
+    if adopted is not None and not tuned:
         return _load_compact(adopted.path, adopted.sha256, device)
     if weights:
         return _load_compact(path, None, device)
@@ -77,6 +78,9 @@ def load_model(
             "it was published without a decoder of nuclei and only answers prompts",
             f"Give {', '.join(segmenting_models())}.",
         )
+    if adopted is not None:
+        path = adopted.path
+        _check_file(path, adopted.sha256)
     if name not in MODELS and not path.is_file():
         raise ModelError(
             name_or_path,
@@ -151,7 +155,16 @@ def bundled_weights() -> tuple[Path, str]:
 def _load_compact(path: Path, expected: str | None, device: str) -> NucleusModel:
     """A compact model; its SHA-256 is checked where one is expected."""
     from pathosam_qupath.model.compact import CompactModel
-    from pathosam_qupath.model.weights import file_sha256, load_weights
+    from pathosam_qupath.model.weights import load_weights
+
+    sha256 = _check_file(path, expected)
+    network, description = load_weights(path)
+    return CompactModel(network, description, weights_hash=sha256, device=choose_device(device))
+
+
+def _check_file(path: Path, expected: str | None) -> str:
+    """The SHA-256 of a weight file; a :class:`ModelError` where another is expected."""
+    from pathosam_qupath.model.weights import file_sha256
 
     sha256 = file_sha256(path)
     if expected is not None and sha256 != expected:
@@ -160,5 +173,4 @@ def _load_compact(path: Path, expected: str | None, device: str) -> NucleusModel
             f"its SHA-256 is {sha256[:12]}…, expected {expected[:12]}…: the file is damaged",
             "Install the package again, or fine-tune the model again.",
         )
-    network, description = load_weights(path)
-    return CompactModel(network, description, weights_hash=sha256, device=choose_device(device))
+    return sha256

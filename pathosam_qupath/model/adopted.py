@@ -2,7 +2,8 @@
 
 Each has a folder of its own, ``models/<name>`` in the user's folder (``$PATHOSAM_HOME``, else
 ``~/.pathosam-qupath``), with the weights and a card: what it was made from, and how it
-compared with that. The folder appears as a whole or not at all.
+compared with that. The folder appears as a whole or not at all. Weights of the compact network
+are ``model.safetensors``, a checkpoint of PathoSAM is ``<name>.pt``.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def adopted_models() -> dict[str, AdoptedModel]:
     for card in sorted(folder.glob(f"*/{CARD}")):
         if _NAME.fullmatch(card.parent.name):
             name = card.parent.name
-            found[name] = AdoptedModel(name, card.with_name(WEIGHTS), _read_card(card))
+            checkpoint = card.with_name(f"{name}.pt")
+            weights = checkpoint if checkpoint.is_file() else card.with_name(WEIGHTS)
+            found[name] = AdoptedModel(name, weights, _read_card(card))
     return found
 
 
@@ -65,6 +68,7 @@ def adopt(name: str, weights: Path, card: Mapping[str, Any]) -> AdoptedModel:
 
     Parameters
     ----------
+    weights : safetensors of the compact network, or a checkpoint of PathoSAM.
     card : what is to be known of it; must have its ``sha256``, ``mpp`` and ``classes``.
 
     Raises
@@ -76,13 +80,14 @@ def adopt(name: str, weights: Path, card: Mapping[str, Any]) -> AdoptedModel:
     fresh = folder.with_name(f".{name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    shutil.copyfile(weights, fresh / WEIGHTS)
+    file = WEIGHTS if weights.suffix == ".safetensors" else f"{name}.pt"
+    shutil.copyfile(weights, fresh / file)
     text = json.dumps(dict(card), indent=2, ensure_ascii=False)
     (fresh / CARD).write_text(text, encoding="utf-8")
     if folder.exists():
         shutil.rmtree(folder)
     fresh.rename(folder)
-    return AdoptedModel(name, folder / WEIGHTS, dict(card))
+    return AdoptedModel(name, folder / file, dict(card))
 
 
 def check_name(name: str) -> None:
@@ -118,12 +123,13 @@ def compact_weights(name_or_path: str | Path) -> tuple[Path, str | None]:
     if str(name_or_path) == BUNDLED:
         return bundled_weights()
     adopted = adopted_models().get(str(name_or_path))
-    if adopted is not None:
+    if adopted is not None and adopted.path.suffix == ".safetensors":
         return adopted.path, adopted.sha256
     path = Path(name_or_path)
     if path.suffix == ".safetensors" and path.is_file():
         return path, None
-    names = ", ".join([BUNDLED, *adopted_models()])
+    compact = [m.name for m in adopted_models().values() if m.path.suffix == ".safetensors"]
+    names = ", ".join([BUNDLED, *compact])
     raise ModelError(
         name_or_path,
         "it is no model that can be fine-tuned here",

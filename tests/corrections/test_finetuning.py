@@ -85,6 +85,34 @@ def test_only_what_is_asked_for_learns(base, data, tmp_path, what, learns):
         assert {name.split(".")[0] for name in changed} == learns
 
 
+@pytest.mark.parametrize("what", ["decoder", "all"])
+def test_the_prompt_decoder_learns_on_the_network_as_it_came_out(base, data, tmp_path, what):
+    network, description = load_weights(base)
+    config = replace(description.network, prompts=True)
+    torch.manual_seed(3)
+    with_prompts = CompactNetwork(config)
+    with_prompts.load_state_dict(network.state_dict(), strict=False)
+    save_weights(base, with_prompts, replace(description, network=config))
+    options = FinetuneOptions(what, steps=2, validate_every=2, prompt_steps=3, **SMALL)
+    out = tmp_path / "run"
+    nothing_held_out = learning(data, stopping=[])
+    finished = finetune(base, nothing_held_out, out, options, name="n")
+    assert finished.name == "model.safetensors"
+    old, best, new = state(base), state(out / "best.safetensors"), state(finished)
+    of_prompts = {name for name in old if name.startswith("prompts.")}
+    assert all(torch.equal(old[name], best[name]) for name in of_prompts)
+    changed = {name for name in best if not torch.equal(best[name], new[name])}
+    assert changed
+    assert changed <= of_prompts
+    assert {name for name in old if not torch.equal(old[name], best[name])}
+    content = finished.read_bytes()
+    finished.unlink()  # as if it had been killed while the prompts learnt
+    assert finetune(base, nothing_held_out, out, options, name="n").read_bytes() == content
+    without = replace(options, prompt_steps=0)
+    kept = finetune(base, nothing_held_out, tmp_path / "other", without, name="n")
+    assert kept.name == "best.safetensors"
+
+
 def test_the_class_head_learns_classes(data, tmp_path, bundled_weights_file):
     swapped = tmp_path / "swapped.safetensors"
     network, description = load_weights(bundled_weights_file)
@@ -172,11 +200,10 @@ def test_it_stops_early_and_keeps_the_best(base, data, tmp_path):
 
 
 def test_replayed_samples_are_half_of_the_crops(base, data, tmp_path):
-    from pathosam_qupath.corrections.finetuning import _crop_source
+    from pathosam_qupath.corrections.finetuning_crops import crop_source
 
     replay = list(read_samples(write_samples(tmp_path / "replay", 1, first_seed=90)))
-    description = load_weights(base)[1]
-    crops = _crop_source(description, learning(data, replay=replay), FinetuneOptions(), {2: 1})
+    crops = crop_source(learning(data, replay=replay), {2: 1}, mpp=0.4, side=64)
     assert crops.sources == ["corrections", "replay"]
     assert crops._chances.tolist() == [0.5, 0.5]
 
@@ -219,6 +246,8 @@ def test_worse_on_held_out_regions_or_a_point_lost_elsewhere_speaks_against_a_mo
     assert against_adoption(same, little) == []
     assert "regression" in against_adoption(same, lost)[0]
     assert "Nothing is held out" in against_adoption(None, same)[0]
+    assert against_adoption(same, None, {"point": (0.70, 0.695), "box": (0.8, 0.9)}) == []
+    assert "IoU: box" in against_adoption(same, None, {"point": (0.7, 0.7), "box": (0.8, 0.7)})[0]
 
 
 def scored(values):
