@@ -152,6 +152,12 @@ def suggest(
     project: ProjectArgument,
     count: Annotated[int, typer.Option("-n", min=1, help="How many regions.")] = 20,
     model: ModelOption = "bundled",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="A second model: where both disagree is worth a look too."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     images: ImagesOption = [],  # noqa: B006
     reviewed: ReviewedOption = [],  # noqa: B006
@@ -184,6 +190,7 @@ def suggest(
             opened,
             load_as_told(model, device),
             count,
+            against=None if against is None else load_as_told(against, device),
             options=CollectOptions(None, tuple(images), tuple(reviewed)),
             at_most=fields,
             image_mpp=mpp,
@@ -193,6 +200,77 @@ def suggest(
         )
     show(report, suggestions_table, as_json)
     raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def rerun(
+    project: ProjectArgument,
+    model: Annotated[str, typer.Option(metavar="MODEL", help="The new model.")],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Compare with this model's nuclei; default: with those that the runs wrote.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="A field changes where more than this share of nuclei differs."
+        ),
+    ] = 0.15,
+    thorough: Annotated[
+        bool,
+        typer.Option("--thorough", help="Look at all of each field, not at its middle quarter."),
+    ] = False,
+    device: DeviceOption = "auto",
+    images: ImagesOption = [],  # noqa: B006
+    reviewed: ReviewedOption = [],  # noqa: B006
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="What the model's classes are called; default: as in the last run."
+        ),
+    ] = None,
+    mpp: MppOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    backend: BackendOption = Backend.auto,
+    path_map: PathMapOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Segment again with a new model where its nuclei differ from what the runs wrote.
+
+    Reviewed regions and edited nuclei stay as they are. The result is a run that `rollback`
+    undoes. Close the project in QuPath before.
+    """
+    from pathosam_qupath.cli import INTERRUPTED, exit_code, load_as_told, open_as_told
+    from pathosam_qupath.console import err, run_progress, show, tell_stopping
+    from pathosam_qupath.corrections.collect import CollectOptions
+    from pathosam_qupath.corrections.rerun import RerunOptions, find_changes, segment_changes
+    from pathosam_qupath.interruption import stop_on_interrupt
+    from pathosam_qupath.segmentation.classes import read_class_map
+    from pathosam_qupath.tables_corrections import rerun_table
+
+    new = load_as_told(model, device)
+    names = None if classes is None else read_class_map(classes, new.info.classes)
+    with open_as_told(project, backend, path_map) as opened:
+        with err().status("looking at fields") as status:
+            report = find_changes(
+                opened,
+                new,
+                base=None if base is None else load_as_told(base, device),
+                collected=CollectOptions(None, tuple(images), tuple(reviewed)),
+                options=RerunOptions(threshold, thorough, mpp, names),
+                looking=lambda image, n, of: status.update(f"{image}: field {n} of {of}"),
+            )
+        if not dry_run:
+            with run_progress() as progress, stop_on_interrupt(tell_stopping) as stop:
+                report = segment_changes(opened, new, report, report=progress, stop=stop)
+    show(report, rerun_table, as_json)
+    if report.manifest is not None and report.manifest.finished is None:
+        raise typer.Exit(INTERRUPTED)
+    entries = () if report.manifest is None else report.manifest.entries
+    raise typer.Exit(exit_code([*report.changes, *entries]))
 
 
 @cli_models.app.command("compare")
@@ -230,6 +308,7 @@ class What(str, Enum):
 
     class_head = "class-head"
     decoder = "decoder"
+    lora = "lora"
     all = "all"
 
 
@@ -240,11 +319,18 @@ def finetune(
     name: Annotated[str, typer.Option(metavar="NAME", help="What the new model is called.")],
     base: Annotated[
         str,
-        typer.Option(metavar="MODEL", help="`bundled`, a fine-tuned model, or .safetensors."),
+        typer.Option(
+            metavar="MODEL",
+            help="`bundled`, a fine-tuned model, .safetensors; a published PathoSAM or a "
+            "checkpoint of one (for a GPU).",
+        ),
     ] = "bundled",
     what: Annotated[
         What,
-        typer.Option(help="The class head (seconds), the decoder (minutes), or all of it."),
+        typer.Option(
+            help="The class head (seconds), the decoder (minutes), or all of it; lora: PathoSAM's "
+            "decoder, and its encoder through low-rank paths that are merged afterwards."
+        ),
     ] = What.class_head,
     replay: Annotated[
         Path | None,
@@ -266,7 +352,7 @@ def finetune(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a compact model on corrected regions; called again, a killed run goes on.
+    """Fine-tune a model on corrected regions; called again, a killed run goes on.
 
     The new model is compared with its base on held-out regions and takes its name (--model NAME)
     only where it is no worse; exit code 5 where it is not adopted.

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from pathosam_qupath.corrections.collect import EntryCorrections
     from pathosam_qupath.corrections.comparison import Comparison
     from pathosam_qupath.corrections.exporting import ExportReport
-    from pathosam_qupath.corrections.finetuning import FinetuneProgress
     from pathosam_qupath.corrections.gate import FinetuneReport
+    from pathosam_qupath.corrections.learning_run import FinetuneProgress
+    from pathosam_qupath.corrections.rerun import RerunReport
     from pathosam_qupath.corrections.suggesting import SuggestReport
 
 _SHORT = {"reshaped and reclassified": "both"}
@@ -96,14 +97,35 @@ def suggestions_table(report: SuggestReport) -> Group:
     """The table of ``corrections suggest``."""
     seen = f"{report.looked_at:,} of {report.fields:,} fields looked at"
     table = Table(title=seen, title_justify="left")
-    for name in ("", "image", "x", "y", "score", "flips", "margin", "classes"):
+    names = list(report.suggestions[0].signs) if report.suggestions else []
+    for name in ("", "image", "x", "y", "score", *names):
         table.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
     for s in report.suggestions:
-        signs = [f"{value:.2f}" for value in (s.score, s.flips, s.margin, s.classes)]
+        signs = [f"{value:.2f}" for value in (s.score, *s.signs.values())]
         table.add_row(str(s.rank), Text(s.image), f"{s.box[0]:,.0f}", f"{s.box[1]:,.0f}", *signs)
     notes = [Text(problem, style="red") for problem in report.problems]
     if not report.written:
         notes.append(Text("Nothing was written.", style="dim"))
+    return Group(table, *notes)
+
+
+def rerun_table(report: RerunReport) -> Group:
+    """The table of ``corrections rerun``."""
+    table = Table()
+    for name in ("image", "fields", "changed", "nuclei looked at", "differing", "written"):
+        table.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
+    entries = () if report.manifest is None else report.manifest.entries
+    written = {entry.id: f"{entry.nuclei:,} nuclei" for entry in entries}
+    notes = []
+    for c in report.changes:
+        if c.message is not None:
+            notes.append(Text(f"{c.name}: {c.message}", style="red"))
+            continue
+        counts = (c.fields, c.changed, c.nuclei, c.differing)
+        said = written.get(c.id, "nothing" if c.changed == 0 else "not yet")
+        table.add_row(Text(c.name), *(f"{count:,}" for count in counts), said)
+    if report.manifest is not None:
+        notes.append(Text(f"Run {report.manifest.run}: `rollback` undoes it.", style="dim"))
     return Group(table, *notes)
 
 
@@ -120,6 +142,8 @@ def finetune_table(report: FinetuneReport) -> Group:
     for what, comparison in (("held out", report.held_out), ("regression", report.regression)):
         if comparison is not None:
             parts += [Text(what), comparison_table(comparison)]
+    for kind, (before, after) in (report.prompts or {}).items():
+        parts.append(Text(f"one {kind}: mean IoU {before:.3f}, now {after:.3f}"))
     parts += [Text(note, style="yellow") for note in report.notes]
     if report.adopted:
         forced = " (forced)" if report.forced else ""

@@ -8,7 +8,7 @@ to step through in QuPath. Nothing that is in the project is changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -44,7 +44,7 @@ SCORE_KEY = "PathoSAM suggestion"
 FIELD = 256
 """Side of a field in pixels of the model's resolution."""
 
-_COVERED = 0.6
+COVERED = 0.6
 """Share of a field that has to lie in what is to be looked at."""
 
 
@@ -56,7 +56,7 @@ class Suggestion:
     ----------
     annotation : id of the annotation.
     score : 0…1, see :func:`~pathosam_qupath.corrections.uncertainty.rank_fields`.
-    flips, margin, classes : signs of doubt.
+    signs : of doubt, see :mod:`~pathosam_qupath.corrections.uncertainty`.
     box : left, top, right, bottom in slide pixels.
     """
 
@@ -65,9 +65,7 @@ class Suggestion:
     image: str
     annotation: str
     score: float
-    flips: float
-    margin: float
-    classes: float
+    signs: Mapping[str, float]
     box: tuple[float, float, float, float]
 
 
@@ -101,6 +99,7 @@ def suggest(
     model: NucleusModel,
     count: int = 20,
     *,
+    against: NucleusModel | None = None,
     options: CollectOptions | None = None,
     at_most: int = 200,
     image_mpp: float | None = None,
@@ -112,6 +111,7 @@ def suggest(
 
     Parameters
     ----------
+    against : a second model; where both disagree is worth a look too.
     options : which images, and what counts as reviewed.
     at_most : fields that the model looks at.
     image_mpp : µm/px of images that do not say theirs; default: what their run was told.
@@ -151,7 +151,7 @@ def suggest(
         )
     order = np.random.default_rng(seed).permutation(len(fields))[:at_most]
     chosen = [fields[i] for i in sorted(order)]
-    doubts = _look(model, entries, chosen, progress)
+    doubts = _look(model, against, entries, chosen, progress)
     scores = rank_fields(doubts)
     best = choose_fields(scores, np.array([d.look for d in doubts]), count)
     suggestions = []
@@ -166,9 +166,7 @@ def suggest(
                 entry.name,
                 str(uuid4()),
                 round(float(scores[i]), 4),
-                round(doubt.flips, 4),
-                round(doubt.margin, 4),
-                round(doubt.classes, 4),
+                {name: round(value, 4) for name, value in doubt.signs.items()},
                 box,
             )
         )
@@ -177,13 +175,17 @@ def suggest(
     return SuggestReport(tuple(suggestions), len(chosen), len(fields), write, tuple(problems), code)
 
 
-def field_windows(area: BaseGeometry, scale: tuple[float, float]) -> list[Window]:
+def field_windows(
+    area: BaseGeometry, scale: tuple[float, float], side: int = FIELD, covered: float = COVERED
+) -> list[Window]:
     """Fields that cover what is to be looked at; small parts are fields of their own.
 
     Parameters
     ----------
     area : in slide pixels.
     scale : (x, y) slide pixels per pixel.
+    side : of a field in pixels.
+    covered : share of a field that has to lie in the area.
     """
     found: list[Window] = []
     for part in shapely.get_parts(area):
@@ -192,13 +194,13 @@ def field_windows(area: BaseGeometry, scale: tuple[float, float]) -> list[Window
         left, top, right, bottom = part.bounds
         x0, y0 = int(left / scale[0]), int(top / scale[1])
         x1, y1 = int(np.ceil(right / scale[0])), int(np.ceil(bottom / scale[1]))
-        columns = [(x, FIELD) for x in range(x0, x1, FIELD)] if x1 - x0 > FIELD else [(x0, x1 - x0)]
-        rows = [(y, FIELD) for y in range(y0, y1, FIELD)] if y1 - y0 > FIELD else [(y0, y1 - y0)]
+        columns = [(x, side) for x in range(x0, x1, side)] if x1 - x0 > side else [(x0, x1 - x0)]
+        rows = [(y, side) for y in range(y0, y1, side)] if y1 - y0 > side else [(y0, y1 - y0)]
         windows = [Window(x, y, w, h) for y, h in rows for x, w in columns]
         boxes = np.array([slide_box(w, scale) for w in windows])
         shapely.prepare(part)
-        covered = shapely.area(shapely.intersection(part, boxes)) / shapely.area(boxes)
-        found += [w for w, share in zip(windows, covered, strict=True) if share >= _COVERED]
+        shares = shapely.area(shapely.intersection(part, boxes)) / shapely.area(boxes)
+        found += [w for w, share in zip(windows, shares, strict=True) if share >= covered]
     return found
 
 
@@ -221,6 +223,7 @@ def _told_mpp(project: Project, found: EntryCorrections) -> float | None:
 
 def _look(
     model: NucleusModel,
+    against: NucleusModel | None,
     entries: Sequence[tuple[Entry, float | None]],
     fields: Sequence[_Field],
     progress: Callable[[int, int], None] | None,
@@ -233,7 +236,8 @@ def _look(
         with open_entry(entry, mpp) as slide:
             scaled = slide.at(model.info.mpp)
             for w in mine:
-                doubts.append(field_doubt(model, scaled.read(w.x, w.y, w.width, w.height)))
+                image = scaled.read(w.x, w.y, w.width, w.height)
+                doubts.append(field_doubt(model, image, against))
                 if progress is not None:
                     progress(len(doubts), len(fields))
     return doubts

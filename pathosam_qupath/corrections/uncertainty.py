@@ -1,27 +1,39 @@
 """How sure a model is of a field of view, and what the field looks like.
 
-Three signs of doubt, each 0 where there is none:
+Signs of doubt, each 0 where there is none:
 
 * *flips*: how far the foreground changes when the image is mirrored, per pixel of nuclei;
+* *scales*: the same where the image is seen at four fifths of its size;
+* *models*: the same where another model looks at it, if there is one;
 * *margin*: the share of the nuclei's pixels whose foreground barely passes the threshold of
   the watershed, where a little more or less light would have moved an outline;
+* *seeds*: the share of nuclei that are one or two by a little: that come or go when the
+  threshold of the watershed's seeds moves;
 * *classes*: the entropy of the class probabilities over the nuclei's pixels, 1 where all
   classes are equally likely.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from pathosam_qupath.corrections.evaluation import predict_image
 from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.segmentation.watershed import instances
 
 BARELY = 0.2
 """A foreground within this of the threshold barely passes it."""
+
+SMALLER = 0.8
+"""At which share of its size a field is seen once more."""
+
+SEED_STEP = 0.1
+"""How far the threshold of the seeds is moved both ways."""
 
 _LEAST_NUCLEI = 0.01
 """Share of a field that counts as nuclei at least, so that empty fields are not in doubt."""
@@ -33,51 +45,60 @@ class FieldDoubt:
 
     Attributes
     ----------
+    signs : by name, see the module's docstring; "models" only where there is another.
     look : mean and spread of the optical density of each channel, share of nuclei, and of
         each class among them.
     """
 
-    flips: float
-    margin: float
-    classes: float
+    signs: Mapping[str, float]
     look: NDArray[np.float64]
 
 
-def field_doubt(model: NucleusModel, image: NDArray[np.uint8]) -> FieldDoubt:
+def field_doubt(
+    model: NucleusModel, image: NDArray[np.uint8], other: NucleusModel | None = None
+) -> FieldDoubt:
     """What a model makes of a field.
 
     Parameters
     ----------
     image : (height, width, 3) uint8 RGB at the model's resolution.
+    other : a model to compare with, whatever its resolution.
     """
     maps = predict_image(model, image)
     foreground = maps[0]
-    threshold = model.info.postprocessing.foreground_threshold
+    parameters = model.info.postprocessing
+    threshold = parameters.foreground_threshold
     inside = foreground > threshold
     pixels = max(float(inside.sum()), _LEAST_NUCLEI * inside.size)
+
+    def change(seen: NDArray[np.float32]) -> float:
+        return float(np.abs(foreground - seen).sum() / pixels)
+
     mirrored = [
         predict_image(model, np.ascontiguousarray(image[:, ::-1]))[0][:, ::-1],
         predict_image(model, np.ascontiguousarray(image[::-1]))[0][::-1],
     ]
-    change = np.mean([np.abs(foreground - other) for other in mirrored], axis=0)
-    barely = inside & (foreground < threshold + BARELY)
+    signs = {
+        "flips": float(np.mean([change(seen) for seen in mirrored])),
+        "scales": change(_foreground_at(model, image, SMALLER)),
+        "margin": float((inside & (foreground < threshold + BARELY)).sum() / pixels),
+        "seeds": _unsure_seeds(model, maps),
+    }
+    if other is not None:
+        signs["models"] = change(_foreground_at(other, image, model.info.mpp / other.info.mpp))
     shares = maps[3:, inside]
+    signs["classes"] = _entropy(shares) * min(1.0, float(inside.sum()) / pixels)
     density = -np.log10((image.reshape(-1, 3).astype(np.float64) + 1.0) / 256.0)
     kinds = shares.mean(axis=1) if shares.size else np.zeros(len(maps) - 3)
     look = [*density.mean(axis=0), *density.std(axis=0), inside.mean(), *kinds]
-    return FieldDoubt(
-        float(change.sum() / pixels),
-        float(barely.sum() / pixels),
-        _entropy(shares) * min(1.0, float(inside.sum()) / pixels),
-        np.array(look, np.float64),
-    )
+    return FieldDoubt(signs, np.array(look, np.float64))
 
 
 def rank_fields(fields: Sequence[FieldDoubt]) -> NDArray[np.float64]:
-    """How much each field is worth a look, 0…1: the mean of its ranks in the three signs."""
+    """How much each field is worth a look, 0…1: the mean of its ranks in all signs."""
     if not fields:
         return np.zeros(0)
-    signs = np.array([[f.flips, f.margin, f.classes] for f in fields])
+    signs = np.array([list(field.signs.values()) for field in fields])
     # The share of fields with less doubt, ties shared, so that scales do not matter.
     less = (signs[:, None, :] > signs[None, :, :]).mean(axis=1)
     same = (signs[:, None, :] == signs[None, :, :]).mean(axis=1)
@@ -119,3 +140,26 @@ def _entropy(shares: NDArray[np.float32]) -> float:
         return 0.0
     p = np.clip(shares.astype(np.float64), 1e-9, 1.0)
     return float(-(p * np.log(p)).sum(axis=0).mean() / np.log(len(p)))
+
+
+def _foreground_at(
+    model: NucleusModel, image: NDArray[np.uint8], factor: float
+) -> NDArray[np.float32]:
+    """The foreground that a model finds in an image of another size, at the image's own."""
+    height, width = image.shape[:2]
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    scaled = np.asarray(cv2.resize(image, size, interpolation=interpolation), np.uint8)
+    seen = predict_image(model, scaled)[0]
+    return np.asarray(cv2.resize(seen, (width, height)), np.float32)
+
+
+def _unsure_seeds(model: NucleusModel, maps: NDArray[np.float32]) -> float:
+    """Share of nuclei that come or go with the seeds' threshold."""
+    parameters = model.info.postprocessing
+    middle = parameters.boundary_distance_threshold
+    count, fewer, more = (
+        int(instances(maps, replace(parameters, boundary_distance_threshold=value)).max())
+        for value in (middle, middle - SEED_STEP, middle + SEED_STEP)
+    )
+    return (abs(count - fewer) + abs(more - count)) / (2 * max(count, 1))

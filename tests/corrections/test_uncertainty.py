@@ -19,16 +19,34 @@ class Painter:
     device = "cpu"
     info = ModelInfo("painter", "", 0.4, 128, 32, ("A", "B"), ((0, 0, 0), (1, 1, 1)), stride=1)
 
-    def __init__(self, *, leaning=0.0):
-        self.leaning = leaning
+    def __init__(self, *, leaning=0.0, grows=False):
+        self.leaning, self.grows = leaning, grows
 
     def predict(self, tiles):
         values = tiles.astype(np.float32) / 255
         slope = self.leaning * np.linspace(0, 1, tiles.shape[2], dtype=np.float32)
         foreground = np.clip(values[..., 0] - slope, 0, 1)
+        if self.grows:  # smaller pictures look paler to it
+            foreground = foreground * min(1.0, tiles.shape[1] / 64) ** 4
         first = values[..., 1]
         distance = np.ones_like(foreground)
         return np.stack([foreground, distance, distance, first, 1 - first], axis=1)
+
+
+class TwoHumps(Painter):
+    """One nucleus with two innermost places, and a saddle of a given depth between them."""
+
+    def __init__(self, saddle):
+        super().__init__()
+        self.saddle = saddle
+
+    def predict(self, tiles):
+        maps = super().predict(tiles)
+        x = np.linspace(-1, 1, tiles.shape[2], dtype=np.float32)
+        distance = np.where(np.abs(x) < 0.4, np.where(np.abs(x) < 0.15, self.saddle, 0), 1)
+        maps[:, 1] = 0
+        maps[:, 2] = np.where(maps[:, 0] > 0.5, distance, 1)
+        return maps
 
 
 def painted(foreground, first):
@@ -40,28 +58,51 @@ def painted(foreground, first):
 
 def test_a_sure_field_is_in_no_doubt():
     doubt = field_doubt(Painter(), painted(1.0, 1.0))
-    assert (doubt.flips, doubt.margin) == (0, 0)
-    assert doubt.classes < 1e-6
+    assert (doubt.signs["flips"], doubt.signs["margin"], doubt.signs["seeds"]) == (0, 0, 0)
+    assert doubt.signs["classes"] < 1e-6
 
 
 def test_each_sign_answers_to_its_own_doubt():
-    assert field_doubt(Painter(), painted(0.6, 1.0)).margin == pytest.approx(1)
-    assert field_doubt(Painter(), painted(1.0, 0.5)).classes == pytest.approx(1, abs=0.01)
+    assert field_doubt(Painter(), painted(0.6, 1.0)).signs["margin"] == pytest.approx(1)
+    assert field_doubt(Painter(), painted(1.0, 0.5)).signs["classes"] == pytest.approx(1, abs=0.01)
     leaning = field_doubt(Painter(leaning=0.4), painted(1.0, 1.0))
-    assert leaning.flips > 0.05
-    assert leaning.classes < 1e-6
+    assert leaning.signs["flips"] > 0.05
+    assert leaning.signs["classes"] < 1e-6
+
+
+def test_what_depends_on_the_magnification_is_in_doubt():
+    sure, unsure = (
+        field_doubt(Painter(grows=grows), painted(0.9, 1.0)).signs["scales"]
+        for grows in (False, True)
+    )
+    assert sure < 0.15
+    assert unsure > sure + 0.2
+
+
+def test_another_model_adds_a_sign():
+    image = painted(1.0, 1.0)
+    same = field_doubt(Painter(), image, Painter()).signs["models"]
+    other = field_doubt(Painter(), image, Painter(leaning=0.8)).signs["models"]
+    assert same == 0
+    assert other > 0.1
+    assert "models" not in field_doubt(Painter(), image).signs
+
+
+def test_nuclei_that_are_one_or_two_by_a_little_are_in_doubt():
+    assert field_doubt(TwoHumps(0.2), painted(1.0, 1.0)).signs["seeds"] == 0
+    assert field_doubt(TwoHumps(0.45), painted(1.0, 1.0)).signs["seeds"] > 0.3
 
 
 def test_an_empty_field_is_in_no_doubt():
     doubt = field_doubt(Painter(), np.zeros((64, 64, 3), np.uint8))
-    assert (doubt.flips, doubt.margin, doubt.classes) == (0, 0, 0)
+    assert set(doubt.signs.values()) == {0}
 
 
 def test_ranks_do_not_depend_on_scales():
     look = np.zeros(1)
-    fields = [FieldDoubt(0.1, 10, 0.5, look), FieldDoubt(0.2, 20, 0.6, look)]
+    fields = [FieldDoubt(signs, look) for signs in ({"a": 0.1, "b": 10}, {"a": 0.2, "b": 20})]
     assert rank_fields(fields).tolist() == [0.25, 0.75]
-    assert rank_fields([FieldDoubt(1, 1, 1, look)] * 3).tolist() == [0.5] * 3
+    assert rank_fields([FieldDoubt({"a": 1, "b": 1}, look)] * 3).tolist() == [0.5] * 3
     assert rank_fields([]).size == 0
 
 
@@ -79,4 +120,5 @@ def test_blurred_nuclei_are_more_doubtful_than_sharp_ones(bundled_model):
 
     sharp = synthetic_image(3)[0]
     faint = cv2.addWeighted(sharp, 0.35, np.full_like(sharp, 205), 0.65, 0)
-    assert field_doubt(bundled_model, faint).margin > field_doubt(bundled_model, sharp).margin
+    margins = [field_doubt(bundled_model, image).signs["margin"] for image in (faint, sharp)]
+    assert margins[0] > margins[1]
