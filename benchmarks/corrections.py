@@ -1,0 +1,334 @@
+"""A simulated pathologist: what correcting regions and fine-tuning gives, round after round.
+
+Run with ``python benchmarks/corrections.py run NUCLEI --out DIR``, NUCLEI being a folder with
+the sets ``train``, ``val`` and ``consep`` (images, labels, types and a manifest each). In every
+round a few regions more are corrected (their nuclei become the true ones), the model is
+fine-tuned from its base on all that were corrected so far, and it is scored on images that
+nobody corrected and on a set that has nothing to do with the corrections. Regions are chosen as
+``corrections suggest`` does, by the model of the round before, or at random. Two stories:
+
+* *new organs*: ``val``, whose organs, patients and melanoma the base model never saw. Of each
+  slide's images the last is held out (of the melanoma its right half); what may not be lost is
+  measured on the mosaics of CoNSeP that were kept from training.
+* *new classes of the same tissue*: those mosaics of CoNSeP; a third of them is held out, what
+  may not be lost is measured on ``val``.
+
+Called again it goes on where it was cut off, within a fine-tuning too. ``figures.json`` in the
+folder holds every figure. ``python benchmarks/corrections.py draw DIR/figures.json PICTURE``
+draws the curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pathosam_qupath.corrections.evaluation import evaluate_samples
+from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
+from pathosam_qupath.corrections.learning_run import LOG
+from pathosam_qupath.corrections.prompt_evaluation import evaluate_prompts
+from pathosam_qupath.corrections.samples import IGNORED_TYPE, Sample, read_samples
+from pathosam_qupath.corrections.splitting import split_samples
+from pathosam_qupath.corrections.uncertainty import choose_fields, field_doubt, rank_fields
+from pathosam_qupath.model import load_model
+from pathosam_qupath.model.adopted import compact_weights
+from pathosam_qupath.model.weights import file_sha256
+
+REGION = 256
+"""Side of a region in pixels of its image."""
+
+ROUNDS = (5, 10, 20, 50)
+STRATEGIES = ("suggested", "random")
+_KNOWN_TYPES = (0, 1, 2, 3, 5, 6)
+"""What the three classes of the bundled model stand for; the rest teaches none."""
+
+
+@dataclass(frozen=True)
+class Story:
+    """What is corrected, and on what it is judged.
+
+    Attributes
+    ----------
+    pool : regions that can be corrected.
+    held_out : of the same sources, never corrected.
+    regression : of other sources.
+    replay : of the base model's training.
+    """
+
+    name: str
+    pool: Sequence[Sample]
+    held_out: Sequence[Sample]
+    regression: Sequence[Sample]
+    replay: Sequence[Sample]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="correct, fine-tune, score; go on where it was cut off")
+    run.add_argument("nuclei", type=Path, help="folder with train, val, consep")
+    run.add_argument("--out", type=Path, required=True, help="folder of the experiment")
+    run.add_argument("--model", default="bundled")
+    run.add_argument("--what", choices=("decoder", "all"), default="decoder")
+    run.add_argument("--steps", type=int, default=150, help="of a fine-tuning, at most")
+    run.add_argument("--rounds", type=int, nargs="+", default=ROUNDS)
+    run.add_argument("--stories", nargs="+", default=["val", "consep"], choices=["val", "consep"])
+    run.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
+    run.add_argument("--seeds", type=int, default=1, help="repetitions")
+    run.add_argument("--prompts", action="store_true", help="also train and score prompts")
+    run.add_argument("--replay", type=int, default=40, help="images of the base's training")
+    run.add_argument("--rate", type=float, help="learning rate instead of the usual")
+    run.set_defaults(do=run_stories)
+    draw = commands.add_parser("draw", help="the curves as a picture")
+    draw.add_argument("figures", type=Path)
+    draw.add_argument("picture", type=Path)
+    draw.set_defaults(do=lambda a: draw_curves(json.loads(a.figures.read_text()), a.picture))
+    arguments = parser.parse_args()
+    arguments.do(arguments)
+
+
+def run_stories(arguments: argparse.Namespace) -> None:
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "figures.json"
+    base, _ = compact_weights(arguments.model)
+    about = {
+        "base_sha256": file_sha256(base),
+        "what": arguments.what,
+        "steps": arguments.steps,
+        "replay": arguments.replay,
+        "rate": arguments.rate,
+        "region": REGION,
+    }
+    figures = json.loads(path.read_text()) if path.exists() else {"about": about, "results": {}}
+    if figures["about"] != about:
+        raise SystemExit(f"{path} is of another model or other options: give another --out")
+
+    def keep(key: str, result: dict[str, Any]) -> None:
+        figures["results"][key] = result
+        temporary = path.with_suffix(".part")
+        temporary.write_text(json.dumps(figures, indent=1))
+        temporary.replace(path)
+        print(key, _line(result), flush=True)
+
+    for name in arguments.stories:
+        story = read_story(arguments.nuclei, name, arguments.replay)
+        if f"{name}/base" not in figures["results"]:
+            keep(f"{name}/base", _scored(base, story, prompts=arguments.prompts))
+        for seed in range(arguments.seeds):
+            for strategy in arguments.strategies:
+                _rounds(story, strategy, seed, base, arguments, figures["results"], keep)
+
+
+def _rounds(
+    story: Story,
+    strategy: str,
+    seed: int,
+    base: Path,
+    arguments: argparse.Namespace,
+    done: dict[str, Any],
+    keep: Any,  # noqa: ANN401 (called with a key and a result)
+) -> None:
+    """One curve; ``keep`` is called with each point."""
+    chosen: list[int] = []
+    current = base
+    for count in arguments.rounds:
+        key = f"{story.name}/{strategy}/{seed}/{count}"
+        out = arguments.out / key
+        began = time.monotonic()
+        if key in done:
+            chosen, current = done[key]["chosen"], Path(done[key]["weights"])
+            continue
+        rest = [i for i in range(len(story.pool)) if i not in chosen]
+        few = min(count - len(chosen), len(rest))
+        chosen = chosen + _choose(strategy, story, rest, few, current, seed)
+        choosing = time.monotonic() - began
+        split = split_samples([story.pool[i] for i in chosen], [])
+        data = FinetuneData(split.train, split.stopping, story.replay, identity=key)
+        prompted = None if arguments.prompts else 0
+        options = FinetuneOptions(
+            arguments.what,
+            seed,
+            arguments.steps,
+            learning_rate=arguments.rate,
+            prompt_steps=prompted,
+        )
+        began = time.monotonic()
+        current = finetune(base, data, out, options, name=key)
+        curve = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
+        result = {
+            "regions": len(chosen),
+            "nuclei": sum(len(np.unique(story.pool[i].labels)) - 1 for i in chosen),
+            "chosen": chosen,
+            "weights": str(current),
+            "seconds_choosing": round(choosing, 1),
+            "seconds_learning": round(time.monotonic() - began, 1),
+            "curve": [(p["step"], p["loss"], p["score"]) for p in curve],
+            **_scored(current, story, prompts=arguments.prompts),
+        }
+        keep(key, result)
+
+
+def _choose(
+    strategy: str, story: Story, rest: Sequence[int], count: int, weights: Path, seed: int
+) -> list[int]:
+    """Which regions are corrected next: indices of the pool."""
+    if strategy == "random":
+        order = np.random.default_rng(seed + 1).permutation(len(story.pool))
+        return [int(i) for i in order if i in rest][:count]
+    model = load_model(weights, "cpu")
+    doubts = [field_doubt(model, story.pool[i].image) for i in rest]
+    looks = np.array([doubt.look for doubt in doubts])
+    return [rest[i] for i in choose_fields(rank_fields(doubts), looks, count)]
+
+
+def _scored(weights: Path, story: Story, *, prompts: bool) -> dict[str, Any]:
+    """The figures of a model on what is held out and on what may not be lost."""
+    model: Any = load_model(weights, "cpu")
+    result: dict[str, Any] = {
+        "held_out": evaluate_samples(model, story.held_out),
+        "regression": evaluate_samples(model, story.regression),
+    }
+    if prompts:
+        result["prompts"] = evaluate_prompts(model, story.held_out)
+    return result
+
+
+def read_story(nuclei: Path, name: str, replayed: int) -> Story:
+    """The images of a story; ``name`` is "val" or "consep"."""
+    groups = {
+        row["file"]: row["group"]
+        for row in csv.DictReader((nuclei / "val" / "manifest.csv").open(encoding="utf-8"))
+    }
+    of_group = {Path(file).stem: group for file, group in groups.items()}
+    val = [_known(sample) for sample in read_samples(nuclei / "val")]
+    # The bundled model is trained on two of three mosaics, see its training.json.
+    mosaics = [_known(sample) for sample in read_samples(nuclei / "consep")]
+    unseen, seen = mosaics[2::3], [m for i, m in enumerate(mosaics) if i % 3 != 2]
+    train = list(read_samples(nuclei / "train"))
+    some = train[:: max(1, round(len(train) / max(1, replayed - replayed // 4)))]
+    replay = [*some, *seen[: replayed // 4]]
+    if name == "consep":
+        held = unseen[1::3]
+        pool = [s for i, s in enumerate(unseen) if i % 3 != 1]
+        return Story(name, _regions(pool), held, val, replay)
+    pool, held = [], []
+    for group in sorted(set(of_group.values())):
+        images = [sample for sample in val if of_group[sample.name] == group]
+        if len(images) == 1:
+            middle = images[0].labels.shape[1] // 2
+            pool.append(_cut(images[0], slice(None), slice(0, middle)))
+            held.append(_cut(images[0], slice(None), slice(middle, None)))
+        else:
+            pool += images[:-1]
+            held.append(images[-1])
+    return Story(name, _regions(pool), held, unseen, replay)
+
+
+def _known(sample: Sample) -> Sample:
+    """The sample without types that no class of the model stands for."""
+    if sample.types is None:
+        return sample
+    known = np.isin(sample.types, _KNOWN_TYPES)
+    return replace(sample, types=np.where(known, sample.types, np.uint8(IGNORED_TYPE)))
+
+
+def _regions(samples: Sequence[Sample]) -> list[Sample]:
+    """Regions of the samples, side by side; what is left at the border is not used."""
+    found = []
+    for sample in samples:
+        height, width = sample.labels.shape
+        for top in range(0, height - REGION + 1, REGION):
+            for left in range(0, width - REGION + 1, REGION):
+                part = _cut(sample, slice(top, top + REGION), slice(left, left + REGION))
+                found.append(replace(part, name=f"{sample.name}_{left}_{top}"))
+    return found
+
+
+def _cut(sample: Sample, rows: slice, columns: slice) -> Sample:
+    return replace(
+        sample,
+        image=np.ascontiguousarray(sample.image[rows, columns]),
+        labels=np.ascontiguousarray(sample.labels[rows, columns]),
+        types=None if sample.types is None else np.ascontiguousarray(sample.types[rows, columns]),
+    )
+
+
+def _line(result: dict[str, Any]) -> str:
+    parts = []
+    for what in ("held_out", "regression"):
+        mean = result[what]["mean"]
+        accuracy = mean["class_accuracy"]
+        parts.append(
+            f"{what}: F1 {mean['f1_50']:.3f} mSA {mean['msa']:.3f}"
+            + ("" if accuracy is None else f" classes {accuracy:.3f}")
+        )
+    if "prompts" in result:
+        mean = result["prompts"]["mean"]
+        parts.append(f"point {mean['point']:.3f} box {mean['box']:.3f}")
+    if "seconds_learning" in result:
+        parts.append(f"{result['nuclei']} nuclei, {result['seconds_learning']:.0f} s")
+    return " · ".join(parts)
+
+
+TITLES = {"val": "organs that the base never saw", "consep": "CoNSeP"}
+FIGURES = {"f1_50": "F1@0.5", "msa": "mSA", "class_accuracy": "class accuracy"}
+
+
+def draw_curves(figures: dict[str, Any], picture: Path) -> None:
+    """Each figure over the number of corrected regions, a row per story."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    results = figures["results"]
+    stories = [name for name in TITLES if f"{name}/base" in results]
+    figure, axes = pyplot.subplots(
+        len(stories), 4, figsize=(13, 3.1 * len(stories)), squeeze=False, layout="constrained"
+    )
+    for row, story in zip(axes, stories, strict=True):
+        panels = [("held_out", key, title) for key, title in FIGURES.items()]
+        panels.append(("regression", "f1_50", "F1@0.5, regression set"))
+        for panel, (what, key, title) in zip(row, panels, strict=True):
+            base = results[f"{story}/base"][what]["mean"][key]
+            panel.axhline(base, color="grey", linestyle=":", label="no fine-tuning")
+            for strategy, color in zip(STRATEGIES, ("tab:blue", "tab:orange"), strict=True):
+                points = _points(results, story, strategy, what, key)
+                if points:
+                    x, mean, low, high = (np.array(axis) for axis in zip(*points, strict=True))
+                    panel.plot([0, *x], [base, *mean], "o-", color=color, label=strategy)
+                    panel.fill_between(x, low, high, color=color, alpha=0.15)
+            if what == "regression":
+                panel.axhline(base - 0.01, color="tab:red", linewidth=0.8, label="a point less")
+            panel.set_title(title, fontsize=10)
+            panel.set_xlabel("corrected regions")
+            panel.grid(alpha=0.25)
+        row[0].set_ylabel(TITLES[story])
+        row[3].legend(fontsize=8)
+    figure.savefig(picture, dpi=110)
+
+
+def _points(
+    results: dict[str, Any], story: str, strategy: str, what: str, key: str
+) -> list[tuple[float, float, float, float]]:
+    """Regions, and mean, least and largest value over the repetitions."""
+    values: dict[int, list[float]] = {}
+    for name, result in results.items():
+        if name.startswith(f"{story}/{strategy}/") and result[what]["mean"][key] is not None:
+            values.setdefault(result["regions"], []).append(result[what]["mean"][key])
+    return [
+        (count, float(np.mean(found)), min(found), max(found))
+        for count, found in sorted(values.items())
+    ]
+
+
+if __name__ == "__main__":
+    main()
