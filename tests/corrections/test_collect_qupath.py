@@ -93,10 +93,10 @@ class QuPathEditor:
             self.data.write(file)
 
 
-def test_random_edits_with_qupaths_classes_are_found_and_none_invented(ihc):
+def test_of_a_thousand_edits_with_qupaths_classes_all_are_found_and_none_invented(ihc):
     record_run(ihc)
     person = Pathologist(ihc.detections(), seed=11)
-    person.edit(252)
+    person.edit(1008)
     editor = QuPathEditor(ihc.data)
     editor.apply(person)
     editor.save()
