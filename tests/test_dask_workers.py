@@ -30,6 +30,8 @@ from pathosam_qupath.slide import SlideFile
 dask = pytest.importorskip("dask", reason="needs Dask; install the extra `dask`")
 distributed = pytest.importorskip("distributed", reason="needs Dask; install the extra `dask`")
 
+WAIT = 240
+"""Seconds in which a process has surely started, on whatever machine."""
 DASK = [sys.executable, "-m", "dask"]
 TISSUE = FIXTURES / "0.6.0" / "images" / "ihc.png"
 OPTIONS = SegmentOptions(seed="run/image", block=128)
@@ -51,7 +53,7 @@ def client():
 def fresh(client):
     """The same; its workers are new after a test that loses one."""
     yield client
-    client.wait_for_workers(2, timeout=60)
+    client.wait_for_workers(2, timeout=WAIT)
 
 
 @contextmanager
@@ -118,13 +120,11 @@ def test_blocks_that_are_done_are_not_computed(client, expected):
         assert sum(found.computed.values()) == 5
 
 
-def test_neighbouring_blocks_hardly_compute_a_tile_twice(client, expected):
-    model = CheapModel()
-    with image() as wanted:
-        list(InProcess(model).results(wanted))
+def test_tiles_that_the_next_blocks_need_too_are_kept(client):
     with workers(client) as found, image() as wanted:
         list(found.results(wanted))
-        assert sum(model.tiles) <= found.tiles < 1.5 * sum(model.tiles)
+        each_for_itself = sum(len(block.tiles) for block in wanted.plan.blocks)
+        assert int(wanted.plan.wanted.sum()) <= found.tiles < 0.3 * each_for_itself
 
 
 def test_an_image_ahead_is_computed_meanwhile(client, expected):
@@ -182,7 +182,7 @@ def test_who_has_gone_and_come_is_told(fresh):
     assert len(roster.workers) == 2
 
 
-def until(happened, seconds=60):
+def until(happened, seconds=WAIT):
     """Wait for something that takes its time."""
     begun = time.monotonic()
     while not happened():
@@ -227,11 +227,11 @@ def joining(client, name, **environment):
         stderr=subprocess.DEVNULL,
     )
     try:
-        client.wait_for_workers(3, timeout=60)
+        client.wait_for_workers(3, timeout=WAIT)
         yield
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=WAIT)
         until(lambda: len(client.scheduler_info()["workers"]) == 2)
 
 
@@ -327,7 +327,7 @@ def test_without_workers_a_run_ends_after_a_while_and_with_the_scheduler_at_once
             assert client.status == "running"
     finally:
         scheduler.terminate()
-        scheduler.wait(timeout=60)
+        scheduler.wait(timeout=WAIT)
 
 
 def test_a_scheduler_that_does_not_answer_is_told(monkeypatch, tmp_path):
