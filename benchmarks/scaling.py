@@ -77,9 +77,7 @@ def measure(path: Path, model_name: str, cores: int, workers: int) -> Figures:
     load = StainRule if model_name == "stain" else ModelChoice(model_name, "cpu")
     options = SegmentOptions(seed="benchmark", network_threads=cores)
     file = SlideFile(path, mpp=MPP)
-    digests: dict[int, bytes] = {}
     last: list[Progress] = []
-    nuclei = size = 0
     with ExitStack() as opened:
         begun = time.perf_counter()
         computing: Any = InProcess(model)
@@ -101,29 +99,29 @@ def measure(path: Path, model_name: str, cores: int, workers: int) -> Figures:
         )
         for result in results:
             ledger.append(result)
-            block = packed(result)
-            digests[result.number] = hashlib.sha256(block).digest()
-            nuclei += len(result.objects.anchors)
-            size += len(block)
         seconds = time.perf_counter() - begun
         collecting = time.process_time() - processor
         tiles = computing.tiles if workers else last[0].tiles_total
         shares = dict(computing.computed) if workers else {}
-    found = hashlib.sha256(b"".join(digests[number] for number in sorted(digests)))
+        found, size = hashlib.sha256(), 0
+        for result in ledger.results():  # by their numbers
+            block = packed(result)
+            found.update(block)
+            size += len(block)
     return {
         "cores": cores,
         "workers": workers,
         "blocks": len(plan.blocks),
         "tiles of the plan": int(plan.wanted.sum()),
         "tiles computed": tiles,
-        "nuclei": nuclei,
+        "nuclei": ledger.objects,
         "seconds to start": started,
         "seconds": seconds,
         "seconds in the network (threads)": last[-1].seconds_network,
         "seconds reading (threads)": last[-1].seconds_read,
         "seconds of polygons (threads)": last[-1].seconds_postprocess,
         "processor seconds of the collecting process": collecting,
-        "bytes per nucleus": size / max(1, nuclei),
+        "bytes per nucleus": size / max(1, ledger.objects),
         "blocks by worker": shares,
         "slide, bytes per tile": path.stat().st_size / max(1, int(plan.wanted.sum())),
         "result": found.hexdigest(),
