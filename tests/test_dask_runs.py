@@ -26,11 +26,14 @@ SCRIPT = Path(__file__).parent / "dask_run.py"
 
 
 @pytest.fixture(scope="module")
-def workers():
-    with (
-        connected("local", 2, "cpu") as client,
-        DaskWorkers(client, CheapLoader(), CheapModel().info) as found,
-    ):
+def client():
+    with connected("local", 2, "cpu") as client:
+        yield client
+
+
+@pytest.fixture
+def workers(client):
+    with DaskWorkers(client, CheapLoader(), CheapModel().info) as found:
         yield found
 
 
@@ -67,9 +70,10 @@ def test_a_run_with_workers_writes_what_one_process_writes_ids_included(ihc, aga
     assert not record.blocks_path("1").exists()
 
 
-def test_a_run_goes_on_with_workers_and_without(ihc, again, workers):
+def test_a_run_goes_on_with_workers_and_without(ihc, again, client, workers):
     record = treat(ihc.path, ihc.moved, stop=StopAfter(5))
-    second = treat(ihc.path, ihc.moved, stop=StopAfter(4), resume="auto", workers=workers)
+    with DaskWorkers(client, CheapLoader(0.1), CheapModel().info) as slow:
+        second = treat(ihc.path, ihc.moved, stop=StopAfter(2), resume="auto", workers=slow)
     assert second.manifest.run == record.manifest.run
     assert second.manifest.finished is None
     message = second.manifest.entries[0].message
