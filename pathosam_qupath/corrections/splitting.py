@@ -53,12 +53,15 @@ def split_samples(train: Sequence[Sample], held: Sequence[Sample]) -> Split:
 
     Parameters
     ----------
-    held : of other slides; where there are none, every fifth of ``train``.
+    held : of other slides; where there are none, every fifth of ``train``, of those with
+        nuclei: one without them tells little of how well they are found.
     """
     notes = []
     if not held and len(train) > 1:
-        held = train[1::HELD_OUT_EVERY]
-        train = [s for i, s in enumerate(train) if i % HELD_OUT_EVERY != 1]
+        telling = [i for i, sample in enumerate(train) if sample.labels.any()]
+        chosen = (telling if len(telling) > 1 else range(len(train)))[1::HELD_OUT_EVERY]
+        held = [train[i] for i in chosen]
+        train = [sample for i, sample in enumerate(train) if i not in chosen]
         notes.append("Held-out regions are of the slides that were learnt from.")
     if len(held) < _FEWEST_TO_SPLIT:
         if held:
