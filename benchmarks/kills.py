@@ -1,8 +1,9 @@
 """Runs that are killed and taken up again: what is lost, and what differs.
 
 ``python benchmarks/kills.py --kills 20`` makes a copy of the example project for each kill,
-starts a run over it in a process of its own, ends that with SIGKILL at a random moment
-between its beginning and its end, takes the run up again with the same command, and compares
+starts a run over it in a process of its own (forked off one that has only imported what a
+run needs), ends that with SIGKILL at a random moment between its beginning and its end,
+takes the run up again in another process, and compares
 every nucleus (id, class, outline, measurements, place in the file) with those of a run that
 nobody disturbed. ``--backend paquo`` lets QuPath's own code write. A colour rule stands in
 the network's place, and blocks are small, so that there is much to be killed in.
@@ -16,10 +17,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,15 +30,19 @@ from typing import TYPE_CHECKING, Any
 from segmentation import StainRule, shown
 
 if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerProcess
+    from multiprocessing.synchronize import Event
+
     import geopandas as gpd
+
+PROCESSES = multiprocessing.get_context("forkserver")
+IMPORTED = ["geopandas", "skimage.segmentation", "scipy.ndimage", "pathosam_qupath.batch"]
 
 RUN = "20260101-000000-aaaa"
 """Every run has this id: ids of nuclei follow from it."""
 
-BEGUN = "begun"
 
-
-def treat(folder: Path, backend: str) -> None:
+def treat(folder: Path, backend: str, begun: Event) -> None:
     """Run over the example project's copy in a folder, going on with its last run."""
     from pathosam_qupath import batch, run_image
     from pathosam_qupath.demo import copy_example
@@ -58,16 +61,16 @@ def treat(folder: Path, backend: str) -> None:
     with open_project(copy_example(folder), backend) as project:
         options = RunOptions()
         plans = plan_run(project, options)
-        print(BEGUN, flush=True)
+        begun.set()
         batch.run(project, model, options, plans, resume="auto")
 
 
-def started(folder: Path, backend: str) -> subprocess.Popen[str]:
-    """Start this script over a project in a process of its own; returns when it has begun."""
-    command = [sys.executable, __file__, "--only", str(folder), "--backend", backend]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while (line := process.stdout.readline()) and line.strip() != BEGUN:
+def started(folder: Path, backend: str) -> ForkServerProcess:
+    """Start a run in a process of its own; returns when it has begun."""
+    begun = PROCESSES.Event()
+    process = PROCESSES.Process(target=treat, args=(folder, backend, begun))
+    process.start()
+    while process.is_alive() and not begun.wait(0.05):
         pass
     return process
 
@@ -76,9 +79,11 @@ def finished(folder: Path, backend: str) -> tuple[gpd.GeoDataFrame, float]:
     """Let a run come to its end: its nuclei, and how long it took from its beginning."""
     process = started(folder, backend)
     begun = time.perf_counter()
-    if process.wait() != 0:
-        raise SystemExit(f"the run in {folder} failed with {process.returncode}")
-    return nuclei(folder), time.perf_counter() - begun
+    process.join()
+    seconds = time.perf_counter() - begun
+    if process.exitcode != 0:
+        raise SystemExit(f"the run in {folder} failed with {process.exitcode}")
+    return nuclei(folder), seconds
 
 
 def nuclei(folder: Path) -> gpd.GeoDataFrame:
@@ -130,11 +135,11 @@ def measure(kills: int, seed: int, backend: str) -> dict[str, Any]:
             process = started(folder, backend)
             moment = rng.uniform(0, seconds)
             time.sleep(moment)
-            if process.poll() is not None:
+            if not process.is_alive():
                 found["ended before the kill"] += 1
                 continue
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.kill()
+            process.join()
             found["killed"] += 1
             seen = state(folder)
             again, _ = finished(folder, backend)
@@ -162,11 +167,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--backend", choices=["embedded", "paquo"], default="embedded")
     parser.add_argument("--json", type=Path, default=None)
-    parser.add_argument("--only", type=Path, default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.only is not None:
-        treat(arguments.only, arguments.backend)
-        return
+    PROCESSES.set_forkserver_preload(IMPORTED)
     began = time.perf_counter()
     figures = measure(arguments.kills, arguments.seed, arguments.backend)
     figures["seconds in all"] = time.perf_counter() - began

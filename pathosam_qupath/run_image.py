@@ -15,6 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pathosam_qupath.block_ledger import BlockLedger
 from pathosam_qupath.block_workers import BlockWorkers
 from pathosam_qupath.disk_space import bytes_needed, check_room
@@ -188,7 +190,7 @@ def _treat(
 def _warnings(done: _Segmented, gathered: Gathered) -> tuple[str, ...]:
     """What speaks against an image's numbers."""
     said = warnings_of(
-        gathered.areas * (done.mpp[0] * done.mpp[1]),
+        gathered.areas.astype(np.float64) * (done.mpp[0] * done.mpp[1]),
         done.mpp,
         tiles=int(done.plan.wanted.sum()),
         blank=gathered.blank,

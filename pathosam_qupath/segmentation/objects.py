@@ -2,13 +2,14 @@
 
 An object belongs to the block that holds the first pixel of its seed. A block looks at a
 margin around itself, and where that does not settle an object (``watershed`` says so), at
-a wider one around the objects that are left.
+a wider one around each object that is left, or around several that are near each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,30 +72,34 @@ def block_objects(
     tolerance : of the polygons, in scaled pixels.
     """
     reach = smoothing_reach(parameters)
-    target = inner
+    targets = [inner]
     done = np.zeros(0, np.int64)
     parts: list[Objects] = []
 
-    def take(found: WindowInstances, maps: Maps, box: Box, *, unsettled: bool) -> None:
+    def take(found: WindowInstances, maps: Maps, box: Box, target: Box, *, all_: bool) -> None:
         nonlocal done
         anchors = found.anchors + np.array((box.x0, box.y0))
         keys = anchors[:, 1] * slide.x1 + anchors[:, 0]
-        wanted = inner.holds(anchors[:, 0], anchors[:, 1]) & ~np.isin(keys, done)
-        if not unsettled:
+        wanted = target.holds(anchors[:, 0], anchors[:, 1]) & ~np.isin(keys, done)
+        if not all_:
             wanted &= found.complete
         done = np.concatenate([done, keys[wanted]])
         parts.append(_traced(found, wanted, maps, box, slide, parameters, scale, tolerance))
 
     for margin in MARGINS:
-        box = _window(target.grown(margin), slide, reach)
-        maps, found = _look(box, slide, maps_of, parameters)
-        take(found, maps, box, unsettled=False)
-        left = _left(found, box, target)
-        if left is None:
+        left: list[Box] = []
+        for target in targets:
+            box = _window(target.grown(margin), slide, reach)
+            maps, found = _look(box, slide, maps_of, parameters)
+            take(found, maps, box, inner, all_=False)
+            left += _left(found, box, target)
+        if not left:
             return joined(parts)
-        target = left
-    maps, found = _look(box, slide, maps_of, parameters, flood_edge=False)
-    take(found, maps, box, unsettled=True)
+        targets = _together(left, MARGINS[-1])
+    for target in targets:
+        box = _window(target.grown(MARGINS[-1]), slide, reach)
+        maps, found = _look(box, slide, maps_of, parameters, flood_edge=False)
+        take(found, maps, box, target, all_=True)
     return joined(parts)
 
 
@@ -143,17 +148,56 @@ def _look(
     return maps[3:, rows, columns], found
 
 
-def _left(found: WindowInstances, box: Box, target: Box) -> Box | None:
-    """The part of the target around seeds whose objects the window does not settle."""
+def _left(found: WindowInstances, box: Box, target: Box) -> list[Box]:
+    """The parts of the target that seeds take up whose objects the window does not settle."""
     seeds = np.concatenate([found.seed_boxes[~found.complete], found.cut_boxes])
     seeds = seeds + np.array((box.x0, box.y0) * 2)
     low = np.maximum(seeds[:, :2], (target.x0, target.y0))
     high = np.minimum(seeds[:, 2:], (target.x1, target.y1))
     inside = (low < high).all(axis=1)
-    if not inside.any():
-        return None
-    (x0, y0), (x1, y1) = low[inside].min(axis=0), high[inside].max(axis=0)
-    return Box(int(x0), int(y0), int(x1), int(y1))
+    return [Box(*sides) for sides in np.concatenate([low, high], axis=1)[inside].tolist()]
+
+
+def _together(boxes: list[Box], margin: int) -> list[Box]:
+    """Boxes around those that are better looked at in one window than in several.
+
+    Windows become one where that is not larger than they are together.
+    """
+    targets: list[Box] = []
+    for box in boxes:
+        joining = box
+        while True:
+            area = _area(joining.grown(margin))
+            near = next(
+                (
+                    other
+                    for other in targets
+                    if _area(_around(joining, other).grown(margin))
+                    <= area + _area(other.grown(margin))
+                ),
+                None,
+            )
+            if near is None:
+                break
+            targets.remove(near)
+            joining = _around(joining, near)
+        targets.append(joining)
+    everything = reduce(_around, targets)
+    separate = sum(_area(target.grown(margin)) for target in targets)
+    return [everything] if _area(everything.grown(margin)) <= separate else targets
+
+
+def _around(one: Box, other: Box) -> Box:
+    return Box(
+        min(one.x0, other.x0),
+        min(one.y0, other.y0),
+        max(one.x1, other.x1),
+        max(one.y1, other.y1),
+    )
+
+
+def _area(box: Box) -> int:
+    return box.width * box.height
 
 
 def _traced(

