@@ -21,7 +21,14 @@ OLDEST_JAVA, NEWEST_JAVA = 17, 24
 
 JAVA_VARIABLE = "PATHOSAM_GROOVY_JAVA"
 """Environment variable with the Java program for the tests, where another should be taken."""
-FREE_OF_QUPATH = ("Json", "PathosamException", "Progress", "ServerProcess", "PathosamClient")
+FREE_OF_QUPATH = (
+    "Json",
+    "PathosamException",
+    "Progress",
+    "ServerProcess",
+    "PathosamClient",
+    "Settings",
+)
 """Classes that know nothing of QuPath: they are compiled with Groovy alone beside them."""
 
 _REMEDY = "run `npm ci --ignore-scripts` in tests/groovy (python3 run.py setup does it)"
