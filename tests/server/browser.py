@@ -20,13 +20,13 @@ class Browser:
     def __init__(self, profile):
         to_read, self._to = os.pipe()
         self._from, to_write = os.pipe()
-        # Chromium reads commands from descriptor 3 and answers at 4.
+        # Chromium reads commands from descriptor 3 and answers at 4 (a plain sh may know no 12).
         command = f'exec "$@" 3<&{to_read} 4>&{to_write}'
         words = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu"]
         words += ["--disable-dev-shm-usage", "--no-first-run", "--window-size=1200,1000"]
         words += [f"--user-data-dir={profile}", "--remote-debugging-pipe", "about:blank"]
         self._process = subprocess.Popen(
-            ["sh", "-c", command, "sh", *words],
+            ["bash", "-c", command, "bash", *words],
             pass_fds=(to_read, to_write),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
