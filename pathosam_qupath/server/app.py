@@ -78,5 +78,11 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemes = document.setdefault("components", {}).setdefault("securitySchemes", {})
         schemes["token"] = {"type": "http", "scheme": "bearer"}
         document["security"] = [{"token": []}]
+        # FastAPI leaves out whatever is null, also in examples, where it says something.
+        for name, schema in document["components"].get("schemas", {}).items():
+            model = getattr(schemas, name, None)
+            extra = {} if model is None else model.model_config.get("json_schema_extra", {})
+            if "examples" in extra:
+                schema["examples"] = extra["examples"]
         app.openapi_schema = document
     return app.openapi_schema
