@@ -6,7 +6,7 @@ chosen with ``--parts``:
 ``runs``     runs over a project with one slide of each of ``--sides``, from the plan to the
              file in QuPath's format, with a cheap network and each backend;
 ``bundled``  the same with the bundled model, ``--bundled-sides``, the embedded backend;
-``writing``  a slide of 100,000 × 100,000 pixels with each of ``--nuclei``: what follows the
+``writing``  a slide of 32,768 × 32,768 pixels with each of ``--nuclei``: what follows the
              network alone (blocks into the ledger, nuclei into the record and the file);
 ``slope``    runs over slides of ``--slope-sides``: peak memory over area.
 
@@ -48,7 +48,7 @@ from segmentation import MirroredTissue, StainRule
 
 Figures = dict[str, Any]
 MPP = 0.25
-SIDE_OF_WRITING = 100_000
+SIDE_OF_WRITING = 32_768
 
 
 class SimulatedSlide:
