@@ -67,6 +67,10 @@ class Changes {
         added.keySet()
     }
 
+    Collection<PathObject> getRemovedObjects() {
+        removed.keySet()
+    }
+
     /** Make the change, in one event. */
     void apply(PathObjectHierarchy hierarchy) {
         takeOut(hierarchy, removed.keySet())

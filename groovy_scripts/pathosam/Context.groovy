@@ -92,17 +92,30 @@ class Context {
         connected
     }
 
+    /** A client where a server answers already, else null: nothing is started. */
+    PathosamClient getRunningClient() {
+        if (connected != null) {
+            return connected
+        }
+        PathosamClient client = new PathosamClient(serverProcess)
+        client.answering() == null ? null : client
+    }
+
     ServerProcess getServerProcess() {
         new ServerProcess(settings.home, settings.get('executable'), scripts)
     }
 
-    /** Do a menu entry's work; what goes wrong is shown with its remedy. */
-    Object doing(String title, Closure work) {
+    /**
+     * Do a menu entry's work; what goes wrong is shown with its remedy.
+     *
+     * @param cancelled what is told where the person gives up in the middle
+     */
+    Object doing(String title, String cancelled = 'Cancelled; nothing was changed.', Closure work) {
         try {
             return work()
         } catch (PathosamException error) {
             if (error.cancellation) {
-                ui.tell(title, 'Cancelled; nothing was changed.')
+                ui.tell(title, cancelled)
                 return null
             }
             ui.fail(title, error)

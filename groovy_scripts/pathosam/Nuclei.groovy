@@ -118,6 +118,11 @@ class Nuclei {
         object.detection ? object.metadata.get(RUN) : null
     }
 
+    /** Whether a mark names a run, which may be recorded; the others are those of single nuclei. */
+    static boolean recorded(String mark) {
+        mark != null && Character.isDigit(mark.charAt(0))
+    }
+
     /** Whether a detection carries the fingerprint that a run of these scripts gives. */
     static boolean fingerprinted(PathObject object) {
         object.metadata.containsKey(WRITTEN)

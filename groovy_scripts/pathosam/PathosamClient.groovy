@@ -37,6 +37,7 @@ class PathosamClient {
     private static final int START_SECONDS = 180
     private static final double HEARTBEAT_SECONDS = 0.5
     private static final int OK_BELOW = 300
+    private static final Set<String> UNKNOWN_THERE = ['not_found', 'outside_roots'] as Set
     private static final Set<Integer> STRANGERS = [401, 403, 404] as Set
     private static final Set<String> NOT_OURS = ['no_answer', 'stranger', 'unauthorized', 'foreign_host'] as Set
 
@@ -74,7 +75,7 @@ class PathosamClient {
             health = get(HEALTH_PATH + '?wait=1')
         }
         if (health.state == 'failed') {
-            throw failure(health.error as Map, 'model', 'the model could not be loaded', 'model_failed')
+            throw PathosamException.told(health.error as Map, 'model', 'the model could not be loaded', 'model_failed')
         }
         health
     }
@@ -188,7 +189,7 @@ class PathosamClient {
             throw PathosamException.cancelled()
         }
         if (job.state == 'failed') {
-            throw failure(job.error as Map, 'job', 'it failed', 'job_failed')
+            throw PathosamException.told(job.error as Map, 'job', 'it failed', 'job_failed')
         }
         job
     }
@@ -224,10 +225,26 @@ class PathosamClient {
             return (post('/v1/untouched', [project: project, entry: entry, objects: objects])
                 .untouched as List<String>) as Set
         } catch (PathosamException error) {
-            if (error.code in ['not_found', 'outside_roots']) {
+            if (error.code in UNKNOWN_THERE) {
                 return null
             }
             throw error
+        }
+    }
+
+    /**
+     * Have it noted that nuclei of a recorded run were taken out of the open image again, so that nobody counts
+     * them as deleted. A server that knows no such run notes nothing.
+     *
+     * @param undone true: the run itself was taken back; false: a later one replaced them
+     */
+    void withdrawn(String run, String project, String entry, Collection<String> ids, boolean undone) {
+        try {
+            post("/v1/runs/${run}/withdrawn", [project: project, entry: entry, ids: ids, undone: undone])
+        } catch (PathosamException error) {
+            if (!(error.code in UNKNOWN_THERE)) {
+                throw error
+            }
         }
     }
 
@@ -370,13 +387,7 @@ class PathosamClient {
             return new PathosamException('server', "something else answers on its port (status ${status})",
                 'Try again: a server will be started on another port.', 'stranger')
         }
-        failure(error, 'server', "it answered with status ${status}", "status_${status}")
-    }
-
-    private static PathosamException failure(Map error, String subject, String reason, String code) {
-        new PathosamException((error?.subject ?: subject) as String, (error?.cause ?: reason) as String,
-            (error?.remedy ?: 'Run it again; Extensions > PathoSAM > Check set-up may tell more.') as String,
-            (error?.code ?: code) as String)
+        PathosamException.told(error, 'server', "it answered with status ${status}", "status_${status}")
     }
 
 }

@@ -29,6 +29,13 @@ class PathosamException extends RuntimeException {
         new PathosamException('PathoSAM', 'cancelled', 'Nothing was changed.', CANCELLED)
     }
 
+    /** What a server told of an error; what it did not tell is as given. */
+    static PathosamException told(Map error, String subject, String reason, String code) {
+        new PathosamException((error?.subject ?: subject) as String, (error?.cause ?: reason) as String,
+            (error?.remedy ?: 'Run it again; Extensions > PathoSAM > Check set-up may tell more.') as String,
+            (error?.code ?: code) as String)
+    }
+
     boolean isCancellation() {
         code == CANCELLED
     }

@@ -11,13 +11,16 @@ class ProjectWork {
     private static final String TUNE = 'PathoSAM: fine-tune'
     private static final String UNDO = 'PathoSAM: undo last run'
     private static final String REVIEW = 'PathoSAM: mark as reviewed'
+    private static final Map<String, String> FIGURES = [pq: 'PQ', f1_50: 'F1 at IoU 0.5', msa: 'mSA'].asImmutable()
+    private static final String NAME = 'name'
+    private static final String WHAT = 'what'
     private static final String REVIEWED = 'PathoSAM reviewed'
     private static final String WARNING = 'The files of the project are changed. Open images are saved first and ' +
         'shown anew afterwards; images that are open in another QuPath would overwrite the result when saved there.'
 
     /** Menu: Segment this project... */
     static void segment(Context context) {
-        context.doing(SEGMENT) {
+        context.doing(SEGMENT, 'Cancelled; images that were finished before have their new nuclei.') {
             String path = context.projectPath
             List<String> classes = [ALL] + context.project.pathClasses*.toString().findAll { String one ->
                 one && !one.startsWith('Ignore')
@@ -53,30 +56,36 @@ class ProjectWork {
 
     /** Menu: Fine-tune. */
     static void fineTune(Context context) {
-        context.doing(TUNE) {
+        context.doing(TUNE, 'Cancelled; the models are as they were.') {
             String path = context.projectPath
-            if (context.ui.confirm(TUNE, 'Train the model further on the recorded corrections of this project?\n\n' +
-                    'It takes minutes, and longer without a graphics card. The model in use stays as it is until ' +
-                    'the new one is chosen in Settings.')) {
-                Map job = work(context, TUNE, [kind: 'finetune', project: path])
-                context.ui.tell(TUNE, said(job.result))
+            Map<String, String> chosen = context.ui.edit(TUNE, [
+                [NAME, 'New model', 'corrected', 'What it is called. The model in use stays as it is'],
+                [WHAT, 'What learns', 'class-head', 'class-head: seconds; decoder and all: minutes to hours without ' +
+                    'a graphics card', 'class-head|decoder|all'],
+            ])
+            // What is corrected but not saved would teach nothing.
+            if (chosen != null && context.ui.saveOpen(context.project)) {
+                Map job = work(context, TUNE,
+                    [kind: 'finetune', project: path, name: chosen[NAME], what: chosen[WHAT]])
+                context.ui.show(TUNE, tuned(job.result as Map))
             }
         }
     }
 
     /** Menu: Undo last run. */
     static void undo(Context context) {
-        context.doing(UNDO) {
+        context.doing(UNDO, 'Cancelled; images that were finished before are without the run.') {
             Changes last = Changes.last(context.hierarchy)
             if (last != null) {
                 int kept = context.ui.change { last.undo(context.hierarchy) } as int
                 context.ui.tell(UNDO, "${last.addedCount - kept} objects taken out, ${last.removedCount} put back" +
                     (last.reshapedCount ? ", ${last.reshapedCount} outlines as before" : '') +
                     (kept ? "; ${kept} edited ones kept" : ''))
+                Withdrawn.note(context, last.addedObjects.findAll { PathObject one -> one.parent == null }, true)
                 return
             }
             List<PathObject> marked = Earlier.marked(context.hierarchy)
-                .findAll { PathObject one -> Character.isDigit(Nuclei.run(one).charAt(0)) }
+                .findAll { PathObject one -> Nuclei.recorded(Nuclei.run(one)) }
             if (marked.empty) {
                 throw new PathosamException('image', 'it has no nuclei of a run', 'There is nothing to undo here.',
                     'nothing_to_undo')
@@ -116,6 +125,7 @@ class ProjectWork {
         }
         context.ui.tell(UNDO, "${go.size()} nuclei of run ${run} taken out" +
             (go.size() < own.size() ? "; ${own.size() - go.size()} edited ones kept" : ''))
+        Withdrawn.note(context, go, true)
     }
 
     /** Work that changes the project's files: save first, show anew afterwards. */
@@ -163,14 +173,18 @@ class ProjectWork {
             (failed ? '; failed: ' + failed.collect { Map image -> "${image.name} (${image.message})" }.join('; ') : '')
     }
 
-    /** A small result in words: numbers and texts by their names. */
-    private static String said(Object result) {
-        switch (result) {
-            case Map: return result.findAll { String name, Object value -> value != null && value != [] }
-                .collect { String name, Object value -> "${name.replace('_', ' ')}: ${said(value)}" }.join('\n')
-            case List: return result.collect { Object one -> said(one).replace('\n', ', ') }.join('\n')
-            default: return String.valueOf(result)
+    /** What a fine-tuning came to: the figures of base and new model on what was held out, and why not. */
+    private static String tuned(Map report) {
+        List<String> lines = [report.adopted ? "${report.name} can be chosen in Settings." :
+            "${report.name} is no better than ${report.base} and was not adopted."]
+        report.held_out?.figures?.each { Map one ->
+            lines << "${FIGURES.getOrDefault(one.figure, one.figure)}: ${rounded(one.a)}, now ${rounded(one.b)}"
         }
+        (lines + (report.notes ?: [])).join('\n')
+    }
+
+    private static String rounded(Number figure) {
+        figure == null ? '-' : String.format(Locale.ROOT, '%.3f', figure.doubleValue())
     }
 
 }

@@ -53,6 +53,7 @@ class Segmenting {
             context.ui.listClasses(changes.addedObjects*.pathClass.findAll { PathClass one -> one != null }.unique())
         }
         context.ui.tell(TITLE, summary(annotations.size(), changes, earlier))
+        Withdrawn.note(context, changes.removedObjects, false)
         changes
     }
 

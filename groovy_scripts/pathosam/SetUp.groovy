@@ -97,8 +97,7 @@ class SetUp {
     }
 
     private static List<String> models(Context context) {
-        PathosamClient client = new PathosamClient(context.serverProcess)
-        List<String> names = client.answering() == null ? [] : client.models()*.name
+        List<String> names = context.runningClient?.models()*.name ?: []
         ([context.settings.get(MODEL)] + names).unique()
     }
 

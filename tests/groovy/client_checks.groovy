@@ -100,6 +100,7 @@ tell 'cancelled_state', client.jobs().first().state
 tell 'outside', failure { client.openImage(path: '/etc/hosts') }
 tell 'invalid', failure { client.submit([kind: 'segment', image: image, nonsense: 1]) }
 tell 'unknown_job', failure { client.job('job-0000000000000000') }
+tell 'unknown_run', failure { client.withdrawn('20260101-000000-abcd', '/etc/project.qpproj', '1', [region], true) }
 
 // Versions.
 tell 'old_client', failure { new PathosamClient(server, 0, 0).connect() }

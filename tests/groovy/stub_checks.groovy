@@ -31,9 +31,51 @@ import java.awt.image.BufferedImage
 class Listening extends ConsoleUi {
 
     final List<String> said = []
+    final List<String> calls = []
+    boolean changing
+    boolean saving = true
+    boolean impatient
 
     Listening(Map<String, Object> answers) {
         super(answers)
+    }
+
+    @Override
+    boolean confirm(String title, String text) {
+        calls << "confirm: ${text}".toString()
+        super.confirm(title, text)
+    }
+
+    @Override
+    Object working(String title, Closure work) {
+        calls << 'work'
+        super.working(title, work)
+    }
+
+    @Override
+    Object change(Closure work) {
+        changing = true
+        try {
+            return work()
+        } finally {
+            changing = false
+        }
+    }
+
+    @Override
+    boolean saveOpen(Object project) {
+        calls << 'save'
+        saving
+    }
+
+    @Override
+    void reloadOpen(Object project) {
+        calls << 'reload'
+    }
+
+    @Override
+    boolean isCancelled() {
+        impatient
     }
 
     @Override
@@ -88,14 +130,26 @@ Context context(Project project, ImageData data, Map<String, String> settings = 
 /** Run a script as QuPath would; what was said, how many events there were, what is there now. */
 Map stub(String name, Context context) {
     List<PathObjectHierarchyEvent> events = []
-    PathObjectHierarchyListener listener = { PathObjectHierarchyEvent one -> events << one } as PathObjectHierarchyListener
+    int outside = 0
+    PathObjectHierarchyListener listener = { PathObjectHierarchyEvent one ->
+        events << one
+        outside += context.ui.changing ? 0 : 1
+    } as PathObjectHierarchyListener
     context.imageData?.hierarchy?.addListener(listener)
     File script = new File(scripts, name + '.groovy')
     new GroovyShell(this.class.classLoader, new Binding('qupath.script.file': script.path, 'pathosam.context': context))
         .evaluate(script)
     context.imageData?.hierarchy?.removeListener(listener)
     tell name, context.ui.said
-    [said: context.ui.said, events: events.size(), objects: everything(context.imageData)]
+    [said: context.ui.said, calls: context.ui.calls, events: events.size(), outside: outside,
+        objects: everything(context.imageData)]
+}
+
+/** What the server has noted of the run that made the nuclei of a step. */
+Map withdrawn(Project project, Object entry, Map step) {
+    List<String> runs = step.objects*.metadata*.get(Nuclei.RUN).findAll().unique()
+    File file = new File(project.path.parent.toFile(), "pathosam/runs/${runs.max()}/${entry.ID}/withdrawn.json")
+    file.file ? Json.parse(file.text) as Map : [:]
 }
 
 File made(File directory) {
@@ -137,11 +191,13 @@ tell 'nothing_selected', stub('segment_selected', context(project, data))
 
 // Segment, and again.
 data.hierarchy.selectionModel.setSelectedObject(tumor)
-tell 'first', stub('segment_selected', context(project, data))
+Map first = stub('segment_selected', context(project, data))
+tell 'first', first
 int steps = data.historyWorkflow.size()
 tell 'step', [count: steps, script: data.historyWorkflow.lastStep.script, name: data.historyWorkflow.lastStep.name]
 data.hierarchy.selectionModel.setSelectedObject(tumor)
 tell 'second', stub('segment_selected', context(project, data))
+tell 'first_withdrawn', withdrawn(project, entry, first)
 
 // A person edits four of them; then it is done again, and undone.
 List<PathObject> found = data.hierarchy.detectionObjects.findAll { PathObject one -> Nuclei.run(one) != null }
@@ -155,8 +211,10 @@ found[3].ROI = ROIs.createPolygonROI(x, found[3].ROI.allPoints*.y as double[], p
 tell 'edited', found.take(4).collect { PathObject one -> seen(one) }
 tell 'before_third', everything(data)
 data.hierarchy.selectionModel.setSelectedObject(tumor)
-tell 'third', stub('segment_selected', context(project, data))
+Map third = stub('segment_selected', context(project, data))
+tell 'third', third
 tell 'undone', stub('undo_last_run', context(project, data))
+tell 'third_withdrawn', withdrawn(project, entry, third)
 
 // By class, and everything without dialogs; the area of Ignore* is left out.
 tell 'by_class', stub('segment_class', context(project, data, [:], ['PathoSAM: segment nuclei': 'Stroma']))
@@ -174,6 +232,13 @@ tell 'after_loading', stub('segment_selected', context(project, again))
 
 // Over the project's files.
 tell 'corrections', stub('record_corrections', context(project, data))
+Context unsaved = context(project, data)
+unsaved.ui.saving = false
+tell 'not_saved', stub('segment_project', unsaved)
+Context impatient = context(project, data)
+impatient.ui.impatient = true
+tell 'given_up', stub('segment_project', impatient)
+tell 'refused_project', stub('segment_project', context(project, data, [:], ['PathoSAM: segment this project': null]))
 tell 'project', stub('segment_project', context(project, data))
 ImageData written = entry.readImageData()
 tell 'written', everything(written)
@@ -183,6 +248,8 @@ tell 'after_project', stub('segment_selected', context(project, written))
 ImageData rolling = entry.readImageData()
 tell 'rollback', stub('undo_last_run', context(project, rolling))
 tell 'rolled_back', everything(entry.readImageData())
+tell 'tuned', stub('fine_tune', context(project, data, [:], ['PathoSAM: fine-tune': [name: 'ours']]))
+tell 'not_tuned', stub('fine_tune', context(project, data))
 
 // Settings and the doctor.
 Map<String, String> store = [executable: executable, home: new File(folder, 'home').path, device: 'cpu']

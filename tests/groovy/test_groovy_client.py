@@ -94,6 +94,10 @@ def test_refusals_arrive_with_subject_cause_and_remedy(met):
         assert met[name]["subject"] and met[name]["cause"] and met[name]["remedy"]
 
 
+def test_taken_out_nuclei_of_a_run_that_is_not_recorded_need_no_note(met):
+    assert met["unknown_run"] == {"code": "none"}
+
+
 def test_scripts_that_are_too_old_say_how_to_get_new_ones(met):
     assert met["old_client"]["code"] == "old_client"
     assert "install_menu.groovy" in met["old_client"]["remedy"]

@@ -186,6 +186,47 @@ def test_a_run_over_the_project_is_told_replaced_and_undone(met):
     assert by_id(met["rolled_back"]) == by_id(met["loaded"])
 
 
+@pytest.mark.parametrize("step", ["first", "second", "third", "undone", "by_class", "prompted"])
+def test_hierarchies_change_only_where_qupath_expects_it(met, step):
+    assert met[step]["events"] == 1
+    assert met[step]["outside"] == 0
+
+
+def test_a_project_is_warned_of_saved_segmented_and_shown_anew(met):
+    warning, *rest = met["project"]["calls"]
+    assert warning.startswith("confirm: Segment nuclei in annotations (all) of 1 images?")
+    assert "Open images are saved first" in warning
+    assert "would overwrite the result" in warning
+    assert rest == ["save", "work", "reload"]
+
+
+def test_nothing_is_done_to_a_project_that_is_not_saved_or_not_wanted(met):
+    assert met["not_saved"]["calls"][1:] == ["save"]
+    assert met["refused_project"]["calls"] == []
+    assert met["not_saved"]["said"] == met["refused_project"]["said"] == []
+
+
+def test_a_project_run_that_is_given_up_is_shown_anew_all_the_same(met):
+    assert met["given_up"]["calls"][1:] == ["save", "work", "reload"]
+    assert met["given_up"]["said"][0].startswith("Cancelled; images that were finished before")
+
+
+def test_replaced_and_undone_nuclei_are_noted_with_their_runs(met):
+    assert met["first_withdrawn"]["undone"] is False
+    replaced = {one["id"] for one in nuclei(met["first"]["objects"])}
+    assert set(met["first_withdrawn"]["ids"]) == replaced
+    assert met["third_withdrawn"]["undone"] is True
+    assert met["third_withdrawn"]["ids"]
+
+
+def test_fine_tuning_saves_first_and_says_what_came_of_it(met):
+    assert met["tuned"]["calls"] == ["save", "work"]
+    said = met["tuned"]["said"][0]
+    # The last: there is too little to learn from, which the command says with its remedy.
+    assert said.startswith(("ours can be chosen in Settings", "ours is no better", "command: "))
+    assert met["not_tuned"]["calls"] == []
+
+
 def test_corrections_are_recorded(met):
     assert met["corrections"]["said"][0]
     assert not met["corrections"]["said"][0].startswith(("unexpected", "invalid_request"))
