@@ -133,7 +133,7 @@ class Jobs:
             return own + others + running
 
     def cancel(self, job: Job) -> None:
-        """End a job: at once where it waits, at its next tile where it runs."""
+        """End a job: at once where it waits, before the next layer where it runs."""
         with self._turn:
             job.cancelled.set()
             waited = job.state == "queued"
