@@ -15,7 +15,8 @@ nobody corrected and on a set that has nothing to do with the corrections. Regio
 
 Called again it goes on where it was cut off, within a fine-tuning too. ``figures.json`` in the
 folder holds every figure. ``python benchmarks/corrections.py draw DIR/figures.json PICTURE``
-draws the curves.
+draws the curves; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do
+with what is wrong in them.
 """
 
 from __future__ import annotations
@@ -31,15 +32,17 @@ from typing import Any
 
 import numpy as np
 
-from pathosam_qupath.corrections.evaluation import evaluate_samples
+from pathosam_qupath.corrections.evaluation import evaluate_samples, segment_image
 from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
 from pathosam_qupath.corrections.learning_run import LOG
+from pathosam_qupath.corrections.metrics import matched_pairs, overlaps
 from pathosam_qupath.corrections.prompt_evaluation import evaluate_prompts
 from pathosam_qupath.corrections.samples import IGNORED_TYPE, Sample, read_samples
 from pathosam_qupath.corrections.splitting import split_samples
 from pathosam_qupath.corrections.uncertainty import choose_fields, field_doubt, rank_fields
 from pathosam_qupath.model import load_model
 from pathosam_qupath.model.adopted import compact_weights
+from pathosam_qupath.model.interface import NucleusModel
 from pathosam_qupath.model.weights import file_sha256
 
 REGION = 256
@@ -87,6 +90,10 @@ def main() -> None:
     run.add_argument("--replay", type=int, default=40, help="images of the base's training")
     run.add_argument("--rate", type=float, help="learning rate instead of the usual")
     run.set_defaults(do=run_stories)
+    doubts = commands.add_parser("doubts", help="whether signs of doubt tell where errors are")
+    doubts.add_argument("nuclei", type=Path, help="folder with train, val, consep")
+    doubts.add_argument("--model", default="bundled")
+    doubts.set_defaults(do=compare_doubts)
     draw = commands.add_parser("draw", help="the curves as a picture")
     draw.add_argument("figures", type=Path)
     draw.add_argument("picture", type=Path)
@@ -187,6 +194,31 @@ def _choose(
     doubts = [field_doubt(model, story.pool[i].image) for i in rest]
     looks = np.array([doubt.look for doubt in doubts])
     return [rest[i] for i in choose_fields(rank_fields(doubts), looks, count)]
+
+
+def compare_doubts(arguments: argparse.Namespace) -> None:
+    """Rank correlation of each sign with the errors of a region, and what is chosen first."""
+    from scipy.stats import spearmanr
+
+    model = load_model(arguments.model, "cpu")
+    for name in TITLES:
+        pool = read_story(arguments.nuclei, name, 4).pool
+        doubts = [field_doubt(model, region.image) for region in pool]
+        errors = np.array([_errors(model, region) for region in pool])
+        print(f"{TITLES[name]}: {len(pool)} regions, {errors.mean():.1f} errors in each")
+        for sign in doubts[0].signs:
+            found = spearmanr([doubt.signs[sign] for doubt in doubts], errors).statistic
+            print(f"  {sign:8s} rank correlation with the errors {found:+.2f}")
+        looks = np.array([doubt.look for doubt in doubts])
+        first = choose_fields(rank_fields(doubts), looks, 10)
+        print(f"  the first ten that are suggested hold {errors[first].mean():.1f} errors each")
+
+
+def _errors(model: NucleusModel, region: Sample) -> int:
+    """Nuclei that were missed or invented."""
+    labels, _ = segment_image(model, region.image, region.mpp or 0.25)
+    table = overlaps(region.labels, labels)
+    return table.true_ids.size + table.predicted_ids.size - 2 * len(matched_pairs(table))
 
 
 def _scored(weights: Path, story: Story, *, prompts: bool) -> dict[str, Any]:

@@ -1,16 +1,19 @@
 """How sure a model is of a field of view, and what the field looks like.
 
-Signs of doubt, each 0 where there is none:
+Signs of doubt, each 0 where there is none. They are sums over the field divided by its size, so
+that what is expected to need correction counts, not how doubtful the few nuclei of an empty
+field are (on images with known nuclei the latter says nothing about the number of errors, see
+``benchmarks/corrections.py``):
 
-* *flips*: how far the foreground changes when the image is mirrored, per pixel of nuclei;
+* *flips*: how far the foreground changes when the image is mirrored;
 * *scales*: the same where the image is seen at four fifths of its size;
 * *models*: the same where another model looks at it, if there is one;
-* *margin*: the share of the nuclei's pixels whose foreground barely passes the threshold of
-  the watershed, where a little more or less light would have moved an outline;
-* *seeds*: the share of nuclei that are one or two by a little: that come or go when the
-  threshold of the watershed's seeds moves;
-* *classes*: the entropy of the class probabilities over the nuclei's pixels, 1 where all
-  classes are equally likely.
+* *margin*: the share of pixels whose foreground barely passes the threshold of the watershed,
+  where a little more or less light would have moved an outline;
+* *seeds*: nuclei that are one or two by a little, that come or go when the threshold of the
+  watershed's seeds moves, per 10,000 pixels;
+* *classes*: the entropy of the class probabilities of the nuclei's pixels, as a share of the
+  largest that is possible.
 """
 
 from __future__ import annotations
@@ -34,9 +37,6 @@ SMALLER = 0.8
 
 SEED_STEP = 0.1
 """How far the threshold of the seeds is moved both ways."""
-
-_LEAST_NUCLEI = 0.01
-"""Share of a field that counts as nuclei at least, so that empty fields are not in doubt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +69,9 @@ def field_doubt(
     parameters = model.info.postprocessing
     threshold = parameters.foreground_threshold
     inside = foreground > threshold
-    pixels = max(float(inside.sum()), _LEAST_NUCLEI * inside.size)
 
     def change(seen: NDArray[np.float32]) -> float:
-        return float(np.abs(foreground - seen).sum() / pixels)
+        return float(np.abs(foreground - seen).mean())
 
     mirrored = [
         predict_image(model, np.ascontiguousarray(image[:, ::-1]))[0][:, ::-1],
@@ -81,13 +80,13 @@ def field_doubt(
     signs = {
         "flips": float(np.mean([change(seen) for seen in mirrored])),
         "scales": change(_foreground_at(model, image, SMALLER)),
-        "margin": float((inside & (foreground < threshold + BARELY)).sum() / pixels),
+        "margin": float((inside & (foreground < threshold + BARELY)).mean()),
         "seeds": _unsure_seeds(model, maps),
     }
     if other is not None:
         signs["models"] = change(_foreground_at(other, image, model.info.mpp / other.info.mpp))
     shares = maps[3:, inside]
-    signs["classes"] = _entropy(shares) * min(1.0, float(inside.sum()) / pixels)
+    signs["classes"] = _entropy(shares) * float(inside.mean())
     density = -np.log10((image.reshape(-1, 3).astype(np.float64) + 1.0) / 256.0)
     kinds = shares.mean(axis=1) if shares.size else np.zeros(len(maps) - 3)
     look = [*density.mean(axis=0), *density.std(axis=0), inside.mean(), *kinds]
@@ -155,11 +154,11 @@ def _foreground_at(
 
 
 def _unsure_seeds(model: NucleusModel, maps: NDArray[np.float32]) -> float:
-    """Share of nuclei that come or go with the seeds' threshold."""
+    """Nuclei that come or go with the seeds' threshold, per 10,000 pixels."""
     parameters = model.info.postprocessing
     middle = parameters.boundary_distance_threshold
     count, fewer, more = (
         int(instances(maps, replace(parameters, boundary_distance_threshold=value)).max())
         for value in (middle, middle - SEED_STEP, middle + SEED_STEP)
     )
-    return (abs(count - fewer) + abs(more - count)) / (2 * max(count, 1))
+    return (abs(count - fewer) + abs(more - count)) / 2 / (maps[0].size / 1e4)

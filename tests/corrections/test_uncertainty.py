@@ -63,10 +63,12 @@ def test_a_sure_field_is_in_no_doubt():
 
 
 def test_each_sign_answers_to_its_own_doubt():
-    assert field_doubt(Painter(), painted(0.6, 1.0)).signs["margin"] == pytest.approx(1)
-    assert field_doubt(Painter(), painted(1.0, 0.5)).signs["classes"] == pytest.approx(1, abs=0.01)
+    assert field_doubt(Painter(), painted(0.6, 1.0)).signs["margin"] == pytest.approx(0.25)
+    assert field_doubt(Painter(), painted(1.0, 0.5)).signs["classes"] == pytest.approx(
+        0.25, abs=0.01
+    )
     leaning = field_doubt(Painter(leaning=0.4), painted(1.0, 1.0))
-    assert leaning.signs["flips"] > 0.05
+    assert leaning.signs["flips"] > 0.012
     assert leaning.signs["classes"] < 1e-6
 
 
@@ -75,8 +77,15 @@ def test_what_depends_on_the_magnification_is_in_doubt():
         field_doubt(Painter(grows=grows), painted(0.9, 1.0)).signs["scales"]
         for grows in (False, True)
     )
-    assert sure < 0.15
-    assert unsure > sure + 0.2
+    assert sure < 0.04
+    assert unsure > sure + 0.05
+
+
+def test_a_field_full_of_doubtful_nuclei_is_in_more_doubt_than_one_with_a_single_one():
+    one, many = (np.zeros((64, 64, 3), np.uint8) for _ in range(2))
+    one[8:16, 8:16, 0] = many[8:56, 8:56, 0] = 0.6 * 255
+    doubts = [field_doubt(Painter(), image).signs["margin"] for image in (one, many)]
+    assert doubts[1] > 10 * doubts[0]
 
 
 def test_another_model_adds_a_sign():
@@ -84,7 +93,7 @@ def test_another_model_adds_a_sign():
     same = field_doubt(Painter(), image, Painter()).signs["models"]
     other = field_doubt(Painter(), image, Painter(leaning=0.8)).signs["models"]
     assert same == 0
-    assert other > 0.1
+    assert other > 0.05
     assert "models" not in field_doubt(Painter(), image).signs
 
 
