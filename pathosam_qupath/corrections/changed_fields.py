@@ -105,7 +105,9 @@ def changed_fields(
         outer = Window(
             inner.x - MARGIN, inner.y - MARGIN, inner.width + 2 * MARGIN, inner.height + 2 * MARGIN
         )
-        found.append(FieldChange(window, *_differing(before(outer), after(outer))))
+        sides = before(outer), after(outer)
+        counted = [_inside(side.labels, outer, scale, area) for side in sides]
+        found.append(FieldChange(window, *_differing(*sides, counted)))
         if seen is not None:
             seen(number, len(windows))
     return found
@@ -179,9 +181,8 @@ def _middle(window: Window) -> Window:
     return Window(x, y, width, height)
 
 
-def _differing(before: Labelled, after: Labelled) -> tuple[int, int]:
-    """Nuclei of both sides in the window without its margin, and those without counterpart."""
-    counted = [_inside(side.labels) for side in (before, after)]
+def _differing(before: Labelled, after: Labelled, counted: Sequence[set[int]]) -> tuple[int, int]:
+    """Of the nuclei that count on both sides: how many there are, and how many are alone."""
     table = overlaps(before.labels, after.labels)
     same: tuple[set[int], set[int]] = (set(), set())
     for pair in matched_pairs(table):
@@ -194,14 +195,18 @@ def _differing(before: Labelled, after: Labelled) -> tuple[int, int]:
     return sum(len(ids) for ids in counted), alone
 
 
-def _inside(labels: NDArray[np.int32]) -> set[int]:
-    """Labels of the nuclei whose centre is not in the margin."""
+def _inside(
+    labels: NDArray[np.int32], window: Window, scale: tuple[float, float], area: BaseGeometry
+) -> set[int]:
+    """Labels of the nuclei whose centre lies in the area, and not in the window's margin."""
     rows, columns = np.nonzero(labels)
     ids = labels[rows, columns]
     count = np.bincount(ids)
+    some = np.maximum(count, 1)
+    x, y = np.bincount(ids, columns) / some + 0.5, np.bincount(ids, rows) / some + 0.5
     height, width = labels.shape
-    found = np.ones(count.size, bool)
-    for position, size in ((rows, height), (columns, width)):
-        middle = np.bincount(ids, position) / np.maximum(count, 1)
-        found &= (middle >= MARGIN) & (middle < size - MARGIN)
-    return {int(i) for i in np.flatnonzero(found & (count > 0))}
+    found = (count > 0) & (x >= MARGIN) & (x < width - MARGIN)
+    found &= (y >= MARGIN) & (y < height - MARGIN)
+    shapely.prepare(area)
+    found &= shapely.contains_xy(area, (window.x + x) * scale[0], (window.y + y) * scale[1])
+    return {int(i) for i in np.flatnonzero(found)}
