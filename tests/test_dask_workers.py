@@ -224,6 +224,7 @@ def joining(client, name, **environment):
     process = subprocess.Popen(
         [*command, "--nthreads", "1", "--no-nanny", "--no-dashboard"],
         env={**os.environ, "PYTHONPATH": path, **environment},
+        cwd=Path(__file__).parent,  # -m looks here first
         stderr=subprocess.DEVNULL,
     )
     try:
