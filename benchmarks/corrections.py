@@ -246,7 +246,8 @@ def read_story(nuclei: Path, name: str, replayed: int) -> Story:
     unseen, seen = mosaics[2::3], [m for i, m in enumerate(mosaics) if i % 3 != 2]
     train = list(read_samples(nuclei / "train"))
     some = train[:: max(1, round(len(train) / max(1, replayed - replayed // 4)))]
-    replay = [*some, *seen[: replayed // 4]]
+    # From all over CoNSeP: its first mosaics hold hardly anything but connective tissue.
+    replay = [*some, *seen[:: max(1, len(seen) // max(1, replayed // 4))]]
     if name == "consep":
         held = unseen[1::3]
         pool = [s for i, s in enumerate(unseen) if i % 3 != 1]

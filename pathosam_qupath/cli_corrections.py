@@ -218,7 +218,7 @@ def rerun(
         typer.Option(
             min=0.0, max=1.0, help="A field changes where more than this share of nuclei differs."
         ),
-    ] = 0.15,
+    ] = 0.2,
     thorough: Annotated[
         bool,
         typer.Option("--thorough", help="Look at all of each field, not at its middle quarter."),

@@ -36,10 +36,13 @@ FIELD = 512
 LOOK = 256
 """Side of its middle, which the model looks at."""
 
-MARGIN = 32
-"""Pixels around it that the model sees too."""
+MARGIN = 64
+"""Pixels around it, at least, that the model sees too."""
 
-FEWEST = 2
+_GRID = 32
+"""Windows begin at multiples of this, as tiles do: networks with strides see them alike."""
+
+FEWEST = 3
 """So many nuclei have to differ at least: one more or less is no change of a field."""
 
 
@@ -102,11 +105,9 @@ def changed_fields(
     found = []
     for number, window in enumerate(windows, start=1):
         inner = window if thorough else _middle(window)
-        outer = Window(
-            inner.x - MARGIN, inner.y - MARGIN, inner.width + 2 * MARGIN, inner.height + 2 * MARGIN
-        )
+        outer = _with_margin(inner)
         sides = before(outer), after(outer)
-        counted = [_inside(side.labels, outer, scale, area) for side in sides]
+        counted = [_inside(side.labels, outer, inner, scale, area) for side in sides]
         found.append(FieldChange(window, *_differing(*sides, counted)))
         if seen is not None:
             seen(number, len(windows))
@@ -195,18 +196,30 @@ def _differing(before: Labelled, after: Labelled, counted: Sequence[set[int]]) -
     return sum(len(ids) for ids in counted), alone
 
 
+def _with_margin(inner: Window) -> Window:
+    """A window and what the model sees around it."""
+    left, top = ((at - MARGIN) // _GRID * _GRID for at in (inner.x, inner.y))
+    width = -(-(inner.x + inner.width + MARGIN - left) // _GRID) * _GRID
+    height = -(-(inner.y + inner.height + MARGIN - top) // _GRID) * _GRID
+    return Window(left, top, width, height)
+
+
 def _inside(
-    labels: NDArray[np.int32], window: Window, scale: tuple[float, float], area: BaseGeometry
+    labels: NDArray[np.int32],
+    seen: Window,
+    inner: Window,
+    scale: tuple[float, float],
+    area: BaseGeometry,
 ) -> set[int]:
-    """Labels of the nuclei whose centre lies in the area, and not in the window's margin."""
+    """Labels of the nuclei of ``seen`` whose centre lies in ``inner`` and in the area."""
     rows, columns = np.nonzero(labels)
     ids = labels[rows, columns]
     count = np.bincount(ids)
     some = np.maximum(count, 1)
-    x, y = np.bincount(ids, columns) / some + 0.5, np.bincount(ids, rows) / some + 0.5
-    height, width = labels.shape
-    found = (count > 0) & (x >= MARGIN) & (x < width - MARGIN)
-    found &= (y >= MARGIN) & (y < height - MARGIN)
+    x = seen.x + np.bincount(ids, columns) / some + 0.5
+    y = seen.y + np.bincount(ids, rows) / some + 0.5
+    found = (count > 0) & (x >= inner.x) & (x < inner.x + inner.width)
+    found &= (y >= inner.y) & (y < inner.y + inner.height)
     shapely.prepare(area)
-    found &= shapely.contains_xy(area, (window.x + x) * scale[0], (window.y + y) * scale[1])
+    found &= shapely.contains_xy(area, x * scale[0], y * scale[1])
     return {int(i) for i in np.flatnonzero(found)}

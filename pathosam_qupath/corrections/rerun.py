@@ -45,7 +45,7 @@ class RerunOptions:
     class_map : what the model's classes are called; None: as in the image's last run.
     """
 
-    threshold: float = 0.15
+    threshold: float = 0.2
     thorough: bool = False
     mpp: float | None = None
     class_map: ClassMap | None = None
