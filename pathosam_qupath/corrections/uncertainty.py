@@ -161,4 +161,5 @@ def _unsure_seeds(model: NucleusModel, maps: NDArray[np.float32]) -> float:
         int(instances(maps, replace(parameters, boundary_distance_threshold=value)).max())
         for value in (middle, middle - SEED_STEP, middle + SEED_STEP)
     )
-    return (abs(count - fewer) + abs(more - count)) / 2 / (maps[0].size / 1e4)
+    changed = (abs(count - fewer) + abs(more - count)) / 2
+    return float(changed / (maps[0].size / 1e4))
