@@ -9,7 +9,8 @@ import java.util.concurrent.Callable
 /** QuPath has a window, but the script asks nothing: hierarchies are changed on its thread. */
 class QuietUi extends ConsoleUi {
 
-    protected final QuPathGUI gui = QuPathGUI.instance
+    // Not by its class: Groovy resolves the names of an inherited field in the heir, which has no such import.
+    protected final Object gui = QuPathGUI.instance
 
     /** QuPath's own helper logs what is thrown there and goes on; here it is thrown again. */
     @Override
