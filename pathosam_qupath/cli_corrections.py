@@ -219,10 +219,6 @@ def rerun(
             min=0.0, max=1.0, help="A field changes where more than this share of nuclei differs."
         ),
     ] = 0.2,
-    thorough: Annotated[
-        bool,
-        typer.Option("--thorough", help="Look at all of each field, not at its middle quarter."),
-    ] = False,
     device: DeviceOption = "auto",
     images: ImagesOption = [],  # noqa: B006
     reviewed: ReviewedOption = [],  # noqa: B006
@@ -254,14 +250,14 @@ def rerun(
     new = load_as_told(model, device)
     names = None if classes is None else read_class_map(classes, new.info.classes)
     with open_as_told(project, backend, path_map) as opened:
-        with err().status("looking at fields") as status:
+        with err().status("looking for changes") as status:
             report = find_changes(
                 opened,
                 new,
                 base=None if base is None else load_as_told(base, device),
                 collected=CollectOptions(None, tuple(images), tuple(reviewed)),
-                options=RerunOptions(threshold, thorough, mpp, names),
-                looking=lambda image, n, of: status.update(f"{image}: field {n} of {of}"),
+                options=RerunOptions(threshold, mpp, names),
+                looking=lambda image, n, of: status.update(f"{image}: tile {n} of {of}"),
             )
         if not dry_run:
             with run_progress() as progress, stop_on_interrupt(tell_stopping) as stop:

@@ -112,7 +112,7 @@ def suggestions_table(report: SuggestReport) -> Group:
 def rerun_table(report: RerunReport) -> Group:
     """The table of ``corrections rerun``."""
     table = Table()
-    for name in ("image", "fields", "changed", "nuclei looked at", "differing", "written"):
+    for name in ("image", "fields", "changed", "nuclei", "differing", "written"):
         table.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
     entries = () if report.manifest is None else report.manifest.entries
     written = {entry.id: f"{entry.nuclei:,} nuclei" for entry in entries}

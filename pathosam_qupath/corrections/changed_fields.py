@@ -1,9 +1,8 @@
 """Where another model sees other nuclei than a run wrote: what is worth segmenting again.
 
-What the runs of an image treated, less what was reviewed, is divided into fields. The new model
-looks at the middle of each, or at all of it, and its nuclei are compared with the recorded ones
-there (or with those of another model). A field's *change* is the share of the nuclei, of both
-together, that have no counterpart with an IoU of at least one half and the same class.
+What the runs of an image treated, less what was reviewed, is segmented with the new model as a
+run would do it, and divided into fields. A field's *change* is the share of the nuclei, of both
+sides together, that have no counterpart with an IoU of at least one half and the same class.
 """
 
 from __future__ import annotations
@@ -17,30 +16,26 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
-from pathosam_qupath.corrections.evaluation import segment_image
 from pathosam_qupath.corrections.masks import Window, draw_masks, slide_box
 from pathosam_qupath.corrections.metrics import matched_pairs, overlaps
 from pathosam_qupath.corrections.suggesting import field_windows
 from pathosam_qupath.segmentation.classes import MODEL_NAMES, ClassMap
-from pathosam_qupath.segmentation.focus import is_blank
+from pathosam_qupath.segmentation.pipeline import (
+    SegmentableSlide,
+    SegmentOptions,
+    iter_segment,
+)
 
 if TYPE_CHECKING:
     import geopandas as gpd
 
     from pathosam_qupath.model.interface import NucleusModel
-    from pathosam_qupath.slide import ScaledSlide
 
 FIELD = 512
 """Side of a field in pixels of the model's resolution."""
 
-LOOK = 256
-"""Side of its middle, which the model looks at."""
-
-MARGIN = 64
-"""Pixels around it, at least, that the model sees too."""
-
-_GRID = 32
-"""Windows begin at multiples of this, as tiles do: networks with strides see them alike."""
+MARGIN = 32
+"""Pixels around it in which counterparts of its nuclei are looked for."""
 
 FEWEST = 3
 """So many nuclei have to differ at least: one more or less is no change of a field."""
@@ -57,7 +52,7 @@ class FieldChange:
     Attributes
     ----------
     window : the field, in pixels at the model's resolution.
-    nuclei : of both sides together, in what was looked at.
+    nuclei : of both sides together.
     differing : those without a counterpart.
     """
 
@@ -73,23 +68,25 @@ class FieldChange:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Nuclei of a window as an image: labels 1…n (height, width), and the class of each."""
+    """Nuclei of a window as an image.
+
+    Attributes
+    ----------
+    labels : (height, width), 1…n.
+    classes : of each.
+    centres : (n, 2) x and y of each, in slide pixels.
+    """
 
     labels: NDArray[np.int32]
     classes: Sequence[str | None]
+    centres: NDArray[np.float64]
 
 
 Look = Callable[[Window], Labelled]
 
 
 def changed_fields(
-    area: BaseGeometry,
-    scale: tuple[float, float],
-    before: Look,
-    after: Look,
-    *,
-    thorough: bool = False,
-    seen: Callable[[int, int], None] | None = None,
+    area: BaseGeometry, scale: tuple[float, float], before: Look, after: Look
 ) -> list[FieldChange]:
     """How far each field of an area changes.
 
@@ -97,70 +94,76 @@ def changed_fields(
     ----------
     area : in slide pixels.
     scale : (x, y) slide pixels per pixel of the model's resolution.
-    before, after : the nuclei of a window; asked for windows with a margin.
-    thorough : look at all of each field, not at its middle.
-    seen : called with the number of fields done and to do.
+    before, after : the nuclei of a window; asked for fields with a margin.
     """
-    windows = field_windows(area, scale, FIELD, covered=_TOUCHED)
+    shapely.prepare(area)
     found = []
-    for number, window in enumerate(windows, start=1):
-        inner = window if thorough else _middle(window)
-        outer = _with_margin(inner)
-        sides = before(outer), after(outer)
-        counted = [_inside(side.labels, outer, inner, scale, area) for side in sides]
+    for window in field_windows(area, scale, FIELD, covered=_TOUCHED):
+        field = slide_box(window, scale)
+        sides = before(_with_margin(window)), after(_with_margin(window))
+        counted = [_inside(side.centres, field, area) for side in sides]
         found.append(FieldChange(window, *_differing(*sides, counted)))
-        if seen is not None:
-            seen(number, len(windows))
     return found
 
 
-def looked_at_by(
-    model: NucleusModel, pixels: ScaledSlide, mpp: float, class_map: ClassMap | None
-) -> Look:
-    """What a model finds in a window.
+def found_by(
+    model: NucleusModel,
+    slide: SegmentableSlide,
+    area: BaseGeometry,
+    class_map: ClassMap | None,
+    seen: Callable[[int, int], None] | None = None,
+) -> gpd.GeoDataFrame:
+    """What a run with a model would find in an area and close to it.
 
     Parameters
     ----------
-    pixels : the slide at ``mpp`` µm/px.
-    class_map : what its classes are called in the project.
+    area : in slide pixels.
+    class_map : what the model's classes are called in the project.
+    seen : called with the number of tiles done and to do.
+
+    Returns
+    -------
+    Outlines in slide pixels, with the column ``classification``.
     """
-    names = class_map or MODEL_NAMES
+    import geopandas as gpd
+    import pandas as pd
 
-    def look(window: Window) -> Labelled:
-        image = pixels.read(window.x, window.y, window.width, window.height)
-        if is_blank(image):
-            return Labelled(np.zeros(image.shape[:2], np.int32), ())
-        labels, classes = segment_image(model, image, mpp)
-        known = [model.info.classes[i] for i in classes] if model.info.classes else []
-        kept = np.array([name not in names.dropped for name in known], bool)
-        if len(kept) and not kept.all():
-            labels = np.where(np.r_[True, kept][labels], labels, np.int32(0))
-        called: list[str | None] = [names.name(name) for name in known]
-        called = called or [None] * int(labels.max())
-        return Labelled(labels, called)
+    around = shapely.buffer(area, MARGIN * max(slide.at(model.info.mpp).scale))
+    parts = iter_segment(
+        slide,
+        [around],
+        model,
+        options=SegmentOptions(class_map=class_map or MODEL_NAMES),
+        progress=None if seen is None else lambda p: seen(p.tiles_done, p.tiles_total),
+    )
+    # Of a whole slide the measurements would take most of the memory.
+    kept = [part[["classification", "geometry"]] for part in parts if len(part)]
+    if not kept:
+        return gpd.GeoDataFrame({"classification": [], "geometry": []}, geometry="geometry")
+    return gpd.GeoDataFrame(pd.concat(kept, ignore_index=True), geometry="geometry")
 
-    return look
 
-
-def as_recorded(nuclei: gpd.GeoDataFrame, scale: tuple[float, float]) -> Look:
-    """What runs wrote into a window.
+def drawn_in(nuclei: gpd.GeoDataFrame, scale: tuple[float, float]) -> Look:
+    """The nuclei of any window.
 
     Parameters
     ----------
     nuclei : in slide pixels, with the column ``classification``.
-    scale : (x, y) slide pixels per pixel of the model's resolution.
+    scale : (x, y) slide pixels per pixel.
     """
     shapes = nuclei.geometry.to_numpy()
     classes = nuclei["classification"].to_numpy()
+    middle = shapely.centroid(shapes)
+    centres = np.column_stack([shapely.get_x(middle), shapely.get_y(middle)])
     tree = shapely.STRtree(shapes)
 
     def look(window: Window) -> Labelled:
         box = slide_box(window, scale)
         inside = np.sort(tree.query(box, predicate="intersects"))
         masks = draw_masks(window, scale, box, list(shapes[inside]), [0] * len(inside))
-        drawn = [classes[inside[i]] for i in masks.drawn]
-        called = [name if isinstance(name, str) else None for name in drawn]
-        return Labelled(masks.labels.astype(np.int32), called)
+        drawn = inside[list(masks.drawn)]
+        called = [name if isinstance(name, str) else None for name in classes[drawn]]
+        return Labelled(masks.labels.astype(np.int32), called, centres[drawn])
 
     return look
 
@@ -174,12 +177,6 @@ def changed_area(
     """The fields that change by more than a threshold, cut to an area of the slide."""
     boxes = [slide_box(c.window, scale) for c in changes if c.change > threshold]
     return shapely.intersection(shapely.union_all(boxes), area)
-
-
-def _middle(window: Window) -> Window:
-    width, height = min(LOOK, window.width), min(LOOK, window.height)
-    x, y = window.x + (window.width - width) // 2, window.y + (window.height - height) // 2
-    return Window(x, y, width, height)
 
 
 def _differing(before: Labelled, after: Labelled, counted: Sequence[set[int]]) -> tuple[int, int]:
@@ -196,30 +193,17 @@ def _differing(before: Labelled, after: Labelled, counted: Sequence[set[int]]) -
     return sum(len(ids) for ids in counted), alone
 
 
-def _with_margin(inner: Window) -> Window:
-    """A window and what the model sees around it."""
-    left, top = ((at - MARGIN) // _GRID * _GRID for at in (inner.x, inner.y))
-    width = -(-(inner.x + inner.width + MARGIN - left) // _GRID) * _GRID
-    height = -(-(inner.y + inner.height + MARGIN - top) // _GRID) * _GRID
-    return Window(left, top, width, height)
+def _with_margin(window: Window) -> Window:
+    """A window and what is compared around it."""
+    side = 2 * MARGIN
+    return Window(window.x - MARGIN, window.y - MARGIN, window.width + side, window.height + side)
 
 
-def _inside(
-    labels: NDArray[np.int32],
-    seen: Window,
-    inner: Window,
-    scale: tuple[float, float],
-    area: BaseGeometry,
-) -> set[int]:
-    """Labels of the nuclei of ``seen`` whose centre lies in ``inner`` and in the area."""
-    rows, columns = np.nonzero(labels)
-    ids = labels[rows, columns]
-    count = np.bincount(ids)
-    some = np.maximum(count, 1)
-    x = seen.x + np.bincount(ids, columns) / some + 0.5
-    y = seen.y + np.bincount(ids, rows) / some + 0.5
-    found = (count > 0) & (x >= inner.x) & (x < inner.x + inner.width)
-    found &= (y >= inner.y) & (y < inner.y + inner.height)
-    shapely.prepare(area)
-    found &= shapely.contains_xy(area, x * scale[0], y * scale[1])
-    return {int(i) for i in np.flatnonzero(found)}
+def _inside(centres: NDArray[np.float64], field: BaseGeometry, area: BaseGeometry) -> set[int]:
+    """Labels of the nuclei whose centre lies in a field and in the area."""
+    left, top, right, bottom = field.bounds
+    x, y = centres[:, 0], centres[:, 1]
+    # A centre on the border between two fields is the right or lower one's.
+    found = (x >= left) & (x < right) & (y >= top) & (y < bottom)
+    found &= shapely.contains_xy(area, x, y)
+    return {int(i) + 1 for i in np.flatnonzero(found)}

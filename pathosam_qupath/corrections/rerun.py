@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import shapely
@@ -17,15 +18,16 @@ from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.batch import Report, run
 from pathosam_qupath.corrections.changed_fields import (
-    as_recorded,
     changed_area,
     changed_fields,
-    looked_at_by,
+    drawn_in,
+    found_by,
 )
 from pathosam_qupath.corrections.collect import CollectOptions, EntryCorrections, collect
 from pathosam_qupath.errors import PathosamError, UsageError
 from pathosam_qupath.run_plan import RunOptions, open_entry, plan_entry
 from pathosam_qupath.run_record import RunManifest, open_run
+from pathosam_qupath.run_tissue import tissue_of
 from pathosam_qupath.segmentation.classes import ClassMap
 
 if TYPE_CHECKING:
@@ -40,13 +42,11 @@ class RerunOptions:
     Attributes
     ----------
     threshold : a field changes where more than this share of its nuclei differs.
-    thorough : look at all of each field, not at its middle.
     mpp : µm/px of images that do not say theirs; None: what their run was told.
     class_map : what the model's classes are called; None: as in the image's last run.
     """
 
     threshold: float = 0.2
-    thorough: bool = False
     mpp: float | None = None
     class_map: ClassMap | None = None
 
@@ -58,9 +58,9 @@ class EntryChange:
     Attributes
     ----------
     fields, changed : fields that there are, and those that change.
-    nuclei, differing : of both models, in what was looked at.
+    nuclei, differing : of both models.
     area : what is to be segmented again, in slide pixels.
-    mpp, class_map : what its last run was told, or this one is.
+    mpp, class_map, tissue : what its last run was told, or this one is.
     message : why the image could not be looked at; then ``exit_code`` is not 0.
     """
 
@@ -73,12 +73,13 @@ class EntryChange:
     area: BaseGeometry = field(default_factory=shapely.Polygon, repr=False)
     mpp: float | None = None
     class_map: ClassMap | None = None
+    tissue: str = "off"
     message: str | None = None
     exit_code: int = 0
 
     def summary(self) -> dict[str, object]:
         """The change in numbers; the area in square pixels of the slide."""
-        told = ("area", "mpp", "class_map")
+        told = ("area", "mpp", "class_map", "tissue")
         return {**{k: v for k, v in vars(self).items() if k not in told}, "area": self.area.area}
 
 
@@ -114,7 +115,7 @@ def find_changes(
     ----------
     base : compare with this model instead of with what the runs wrote.
     collected : which images, and what counts as reviewed.
-    looking : called with an image's name, and the fields done and to do.
+    looking : called with an image's name, and the tiles done and to do.
 
     Raises
     ------
@@ -153,17 +154,18 @@ def segment_changes(
 
     Raises
     ------
-    UsageError : the images were segmented with different class names or pixel sizes.
+    UsageError : the images were segmented with different class names, pixel sizes or tissue.
     RunError : the run's record cannot be written.
     """
     changed = [change for change in found.changes if change.changed]
     if not changed:
         return found
     first = changed[0]
-    if any((c.mpp, c.class_map) != (first.mpp, first.class_map) for c in changed):
+    told = (first.mpp, first.class_map, first.tissue)
+    if any((c.mpp, c.class_map, c.tissue) != told for c in changed):
         raise UsageError(
             project.path,
-            "the runs were told different class names or pixel sizes for the images",
+            "the runs were told different class names, pixel sizes or tissue for the images",
             "Give --images, one group at a time.",
         )
     where = {c.id: shapely.to_wkt(c.area, rounding_precision=3) for c in changed}
@@ -172,7 +174,7 @@ def segment_changes(
         whole_image=True,
         mpp=first.mpp,
         class_map=first.class_map,
-        tissue="off",
+        tissue=first.tissue,
         where=where,
     )
     plans = [plan_entry(entry, options) for entry in project.entries if entry.id in where]
@@ -189,6 +191,12 @@ def recorded_class_map(options: Mapping[str, Any]) -> ClassMap | None:
     return ClassMap(names, frozenset(k for k, v in stored.items() if v is False))
 
 
+def _told_tissue(options: Mapping[str, Any]) -> str:
+    """What a run was told of tissue, as one over the whole image is told it."""
+    told = str(options.get("tissue") or "off")
+    return "off" if told == "auto" and not options.get("whole_image") else told
+
+
 def _change(
     entry: Entry,
     found: EntryCorrections,
@@ -202,23 +210,22 @@ def _change(
     assert found.recorded is not None
     mpp = then.get("mpp") if options.mpp is None else options.mpp
     class_map = options.class_map or recorded_class_map(then)
+    told = _told_tissue(then)
     with open_entry(entry, mpp) as slide:
-        pixels, resolution = slide.at(model.info.mpp), model.info.mpp
+        scale = slide.at(model.info.mpp).scale
         frame = shapely.box(0, 0, slide.width, slide.height)
         treated = frame if found.treated is None else shapely.intersection(found.treated, frame)
+        tissue = tissue_of(slide, entry, RunOptions(whole_image=True, tissue=told))
+        if tissue is not None:
+            treated = shapely.intersection(treated, tissue.geometry)
         area = shapely.difference(treated, found.reviewed)
-        before = as_recorded(found.recorded, pixels.scale)
+        seen = None if looking is None else partial(looking, entry.name)
+        before = found.recorded
         if base is not None:
-            before = looked_at_by(base, pixels, resolution, class_map)
-        changes = changed_fields(
-            area,
-            pixels.scale,
-            before,
-            looked_at_by(model, pixels, resolution, class_map),
-            thorough=options.thorough,
-            seen=None if looking is None else lambda n, of: looking(entry.name, n, of),
-        )
-        again = changed_area(changes, options.threshold, pixels.scale, area)
+            before = found_by(base, slide, area, class_map, seen)
+        after = found_by(model, slide, area, class_map, seen)
+        changes = changed_fields(area, scale, drawn_in(before, scale), drawn_in(after, scale))
+        again = changed_area(changes, options.threshold, scale, area)
     return EntryChange(
         entry.id,
         entry.name,
@@ -229,4 +236,5 @@ def _change(
         again,
         mpp,
         class_map,
+        told,
     )
