@@ -126,6 +126,27 @@ def test_a_deletion_after_a_partial_run_is_still_seen(ihc, segment, other):
     assert set(image.nuclei["id"][(image.nuclei["kind"] == "deleted").to_numpy()]) == set(gone)
 
 
+def test_a_run_over_the_whole_image_is_looked_at_where_it_saw_tissue(ihc, segment, bundled_model):
+    segment(ihc, whole_image=True)
+    with ihc.open() as project:
+        [change] = find_changes(project, bundled_model).changes
+    assert change.tissue == "auto"
+    assert change.nuclei > 0
+    assert (change.changed, change.differing) == (0, 0)
+
+
+def test_where_everything_was_reviewed_nothing_is_segmented(ihc, segment, other):
+    segment(ihc, annotations=("all",))
+    content = ihc.data.read_bytes()
+    model = load_model(other, "cpu")
+    with ihc.open() as project:
+        found = find_changes(project, model, collected=CollectOptions(reviewed=("all",)))
+        report = segment_changes(project, model, found)
+    assert report.manifest is None
+    assert [(c.fields, c.nuclei, c.message) for c in report.changes] == [(0, 0, None)]
+    assert ihc.data.read_bytes() == content
+
+
 def test_a_dry_run_and_a_second_model_to_compare_with(ihc, segment, other, command):
     segment(ihc, annotations=("all",))
     content = ihc.data.read_bytes()
