@@ -242,7 +242,7 @@ def _computed(job: Job, numbers: tuple[int, ...], threads: int, worker: Worker) 
         model = _model(job.load, job.weights_hash)
     except PathosamError as error:
         raise SchedulerError(
-            where(worker), f"it cannot load the model: {error.cause}", error.remedy
+            where(worker), f"it cannot load the model: {error.subject}: {error.cause}", error.remedy
         ) from error
     here = _opened(job, worker)
     plan = BlockPlan(here.slide.at(model.info.mpp), job.grid, job.wanted, job.region, job.blocks)

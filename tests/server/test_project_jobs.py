@@ -27,7 +27,7 @@ def submit(live, **request):
 def test_a_project_is_segmented_and_the_run_undone(live, project):
     before = project.data.read_bytes()
     words = {"images": ["ihc.png"], "annotations": ["all"], "mpp": 0.6}
-    classes = {"Epithelial": "Tumor", "Inflammatory": None}
+    classes = dict.fromkeys(("Epithelial", "Inflammatory", "Connective"), "Tumor")
     job = submit(live, kind="project", project=str(project.path), classes=classes, **words)
     done = live.wait(job)
     assert done["state"] == "done", done
