@@ -26,9 +26,9 @@ class ProjectWork {
                 one && !one.startsWith('Ignore')
             }
             String which = context.args.annotations ?: context.ui.choose(SEGMENT, 'Annotations of class', classes, ALL)
-            int images = context.project.imageList.size()
+            String all = images(context.project.imageList.size())
             if (which == null || !context.ui.confirm(SEGMENT,
-                    "Segment nuclei in annotations (${which}) of ${images} images?\n\n${WARNING}")) {
+                    "Segment nuclei in annotations (${which}) of ${all}?\n\n${WARNING}")) {
                 return
             }
             Map<String, Object> request = [kind: 'project', project: path, annotations: [which],
@@ -150,24 +150,24 @@ class ProjectWork {
         List<Map> entries = (job.result?.entries ?: []) as List<Map>
         int nuclei = entries.sum(0) { Map one -> one.nuclei ?: 0 } as int
         List<Map> failed = entries.findAll { Map one -> one.state == 'failed' }
-        "${nuclei} nuclei in ${entries.size() - failed.size()} images" +
+        "${nuclei} nuclei in ${images(entries.size() - failed.size())}" +
             (failed ? '; failed: ' + failed.collect { Map one -> "${one.name} (${one.message})" }.join('; ') : '')
     }
 
-    private static String corrections(List<Map> images) {
+    private static String corrections(List<Map> compared) {
         Map<String, Integer> counts = [:]
-        images.each { Map image ->
+        compared.each { Map image ->
             image.counts?.each { String kind, Number count -> counts[kind] = (counts[kind] ?: 0) + count.intValue() }
         }
-        "${images.size()} images compared with their runs: " + (counts ?
+        "${images(compared.size())} compared with what runs found: " + (counts ?
             counts.collect { String kind, Number count -> "${count} ${kind}" }.join(', ') : 'nothing to compare')
     }
 
-    private static String undone(List<Map> images) {
-        int removed = images.sum(0) { Map image -> image.removed ?: 0 } as int
-        int kept = images.sum(0) { Map image -> image.kept ?: 0 } as int
-        List<Map> failed = images.findAll { Map image -> image.action == 'failed' }
-        "${images.count { Map image -> image.action == 'restored' }} images are as before" +
+    private static String undone(List<Map> entries) {
+        int removed = entries.sum(0) { Map image -> image.removed ?: 0 } as int
+        int kept = entries.sum(0) { Map image -> image.kept ?: 0 } as int
+        List<Map> failed = entries.findAll { Map image -> image.action == 'failed' }
+        "As before: ${images(entries.count { Map image -> image.action == 'restored' } as int)}" +
             (removed ? "; ${removed} nuclei taken out of images that had changed since" : '') +
             (kept ? "; ${kept} edited ones kept" : '') +
             (failed ? '; failed: ' + failed.collect { Map image -> "${image.name} (${image.message})" }.join('; ') : '')
@@ -176,11 +176,16 @@ class ProjectWork {
     /** What a fine-tuning came to: the figures of base and new model on what was held out, and why not. */
     private static String tuned(Map report) {
         List<String> lines = [report.adopted ? "${report.name} can be chosen in Settings." :
-            "${report.name} is no better than ${report.base} and was not adopted."]
+            report.held_out?.figures ? "${report.name} is no better than ${report.base} and was not adopted." :
+            "${report.name} was not adopted."]
         report.held_out?.figures?.each { Map one ->
             lines << "${FIGURES.getOrDefault(one.figure, one.figure)}: ${rounded(one.a)}, now ${rounded(one.b)}"
         }
         (lines + (report.notes ?: [])).join('\n')
+    }
+
+    private static String images(int count) {
+        count == 1 ? '1 image' : "${count} images"
     }
 
     private static String rounded(Number figure) {

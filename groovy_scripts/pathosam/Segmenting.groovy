@@ -144,8 +144,8 @@ class Segmenting {
             .countBy { PathObject one -> one.pathClass?.toString() ?: 'no class' }
         String classes = counts.sort { Map.Entry one -> -one.value }
             .collect { String name, Integer count -> "${name} ${count}" }.join(', ')
-        List<String> said = ["${changes.addedCount} nuclei in ${annotations} annotation${annotations == 1 ? '' : 's'}" +
-            (classes ? " (${classes})" : '')]
+        List<String> said = ["${changes.addedCount} ${changes.addedCount == 1 ? 'nucleus' : 'nuclei'} in " +
+            "${annotations} annotation${annotations == 1 ? '' : 's'}" + (classes ? " (${classes})" : '')]
         if (changes.removedCount) {
             said << "${changes.removedCount} of an earlier run replaced"
         }
