@@ -302,35 +302,6 @@ def test_blocks_that_end_every_worker_fail_their_image():
         assert "--retry-failed" in error.value.remedy
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs SIGTERM")
-def test_without_workers_a_run_ends_after_a_while_and_with_the_scheduler_at_once(tmp_path):
-    file = tmp_path / "scheduler.json"
-    told = ["--scheduler-file", str(file)]
-    scheduler = subprocess.Popen(
-        [*DASK, "scheduler", "--port", "0", "--host", "127.0.0.1", "--no-dashboard", *told],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        until(file.exists)
-        worker = subprocess.Popen(
-            [*DASK, "worker", *told, "--nthreads", "1", "--no-nanny", "--no-dashboard"],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            stderr=subprocess.DEVNULL,
-        )
-        with connected(str(file)) as client, image() as wanted:
-            with workers(client, 0.05, patience=0.5) as found:
-                results = found.results(wanted)
-                next(results)
-                worker.kill()
-                worker.wait()
-                with pytest.raises(SchedulerError, match="no worker for 0 s"):
-                    list(results)
-            assert client.status == "running"
-    finally:
-        scheduler.terminate()
-        scheduler.wait(timeout=WAIT)
-
-
 def test_a_scheduler_that_does_not_answer_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr(dask_cluster, "_ANSWER", 1.0)
     with pytest.raises(SchedulerError, match="does not answer"), connected("tcp://127.0.0.1:1"):
