@@ -166,7 +166,9 @@ class Roster:
                 said = _unlike(worker, said, model) or said
             elif not isinstance(said, SchedulerError):
                 said = SchedulerError(
-                    str(worker), f"it cannot load the model: {said.subject}: {said.cause}", said.remedy
+                    str(worker),
+                    f"it cannot load the model: {said.subject}: {said.cause}",
+                    said.remedy,
                 )
             found.append((worker, said))
         return found
