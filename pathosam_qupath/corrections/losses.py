@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -12,7 +14,39 @@ from pathosam_qupath.corrections.samples import IGNORED_TYPE
 TOUCHING_WEIGHT = 2.0
 
 
-def map_loss(logits: Tensor, maps: Tensor) -> Tensor:
+#: Bounds of what a pixel of a large and of a small nucleus counts.
+SIZE_WEIGHTS = (0.5, 2.5)
+
+
+def size_weights(labels: NDArray[np.uint16], balance: float) -> NDArray[np.float32]:
+    """What each pixel counts so that small nuclei are not drowned by large ones.
+
+    Scores count nuclei, a sum over pixels counts areas. A pixel of a nucleus weighs its area,
+    relative to the crops' median, to the power of ``-balance``; the background weighs 1.
+
+    Parameters
+    ----------
+    labels : (n, side, side) instance ids of crops, 0 background.
+    balance : 0 all pixels count alike, 1 all nuclei do (within :data:`SIZE_WEIGHTS`).
+
+    Returns
+    -------
+    weights : (n, side, side) float32.
+    """
+    areas = [np.bincount(ids.ravel()).astype(np.float32) for ids in labels]
+    inside = np.concatenate([area[1:][area[1:] > 0] for area in areas])
+    if not balance or not inside.size:
+        return np.ones(labels.shape, np.float32)
+    median = np.median(inside)
+    weights = []
+    for ids, area in zip(labels, areas, strict=True):
+        of_label = np.clip((np.maximum(area, 1) / median) ** -balance, *SIZE_WEIGHTS)
+        of_label[0] = 1.0
+        weights.append(of_label[ids])
+    return np.asarray(np.stack(weights), np.float32)
+
+
+def map_loss(logits: Tensor, maps: Tensor, weights: Tensor | None = None) -> Tensor:
     """Cross-entropy and Dice of the foreground, mean absolute error of the distances.
 
     Inside nuclei and outside count equally for the distances, as most pixels are outside
@@ -23,8 +57,11 @@ def map_loss(logits: Tensor, maps: Tensor) -> Tensor:
     logits : (n, 3, side, side).
     maps : (n, 4, side, side) in 0…1: the three targets, and what a pixel counts: 0 outside
         of the image, 0.5 inside, 1 between nuclei that touch.
+    weights : (n, side, side) what a pixel counts besides, see :func:`size_weights`.
     """
     valid = (maps[:, 3] > 0.45).float()
+    if weights is not None:
+        valid = valid * weights
     target = maps[:, 0]
     entropy = functional.binary_cross_entropy_with_logits(logits[:, 0], target, reduction="none")
     foreground = torch.sigmoid(logits[:, 0])

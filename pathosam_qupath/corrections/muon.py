@@ -8,7 +8,9 @@ steps it comes farther than AdamW alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ class Muon(torch.optim.Optimizer):
     lr : as one would choose for AdamW.
     momentum : of the gradient, with Nesterov's look ahead.
     iterations : of Newton-Schulz; few suffice, as directions need not be exact.
+    spread : calls a function for many values, as `map` does; that of an executor lets
+        parameters be changed side by side.
     """
 
     def __init__(
@@ -34,7 +38,9 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         momentum: float = 0.95,
         iterations: int = 4,
+        spread: Callable[..., Iterable[Any]] = map,
     ) -> None:
+        self._spread = spread
         super().__init__(
             parameters,
             {
@@ -49,19 +55,23 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Change every parameter that has a gradient."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                average = state["momentum"]
-                average.lerp_(parameter.grad, 1 - group["momentum"])
-                ahead = parameter.grad.lerp(average, group["momentum"])
-                direction = orthogonal(ahead.flatten(1), group["iterations"])
-                size = 0.2 * max(direction.shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(direction.view(ahead.shape), alpha=-group["lr"] * size)
+            changing = [p for p in group["params"] if p.grad is not None]
+            for parameter in changing:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+            for _ in self._spread(partial(self._change, group), changing):
+                pass
+
+    @torch.no_grad()
+    def _change(self, group: dict[str, Any], parameter: Tensor) -> None:
+        gradient, average = parameter.grad, self.state[parameter]["momentum"]
+        assert gradient is not None
+        average.lerp_(gradient, 1 - group["momentum"])
+        ahead = gradient.lerp(average, group["momentum"])
+        direction = orthogonal(ahead.flatten(1), group["iterations"])
+        size = 0.2 * max(direction.shape) ** 0.5
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.add_(direction.view(ahead.shape), alpha=-group["lr"] * size)
 
 
 def orthogonal(matrix: Tensor, iterations: int = 4) -> Tensor:

@@ -1,9 +1,10 @@
 """Training of the prompt decoder on a finished network, which stays as it is.
 
 Each step: crops go through the network, nuclei in them are prompted as a person might
-(:mod:`pathosam_qupath.corrections.simulated_prompts`), and half of the answers are asked
-for again with a correcting click. A phase of minutes, so that it can be repeated after the
-network was trained on. Like the training of the network it goes on from its own checkpoint.
+(:mod:`pathosam_qupath.corrections.simulated_prompts`), and most of the answers are looked at
+once more, as the model itself does, or with a correcting click as a person might give. A phase
+of minutes, so that it can be repeated after the network was trained on. Like the training of
+the network it goes on from its own checkpoint.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,9 @@ from pathosam_qupath.model.prompt_decoder import PromptDecoder, window
 
 #: The decay of the running average of the decoder's weights, which is what is kept.
 _EMA = 0.99
+
+#: Share of the questions that are asked once only.
+_NOT_AGAIN = 0.2
 
 #: Steps between checkpoints.
 _KEEP_EVERY = 100
@@ -229,13 +233,19 @@ def _loss(logits: Tensor, quality: Tensor, target: Tensor) -> tuple[Tensor, floa
 def _again(
     rng: np.random.Generator, asked: Sequence[Question], logits: Tensor, places: Sequence[Window]
 ) -> list[Question]:
-    """Half of the questions once more, with their answers and a correcting click."""
+    """Most questions once more with their answers, half of these with a correcting click."""
     again = []
     for question, answer, place in zip(asked, logits, places, strict=True):
-        if rng.random() < 0.5:
+        chance = rng.random()
+        if chance < _NOT_AGAIN:
             continue
         mask: NDArray[np.bool_] = on_tile(answer.cpu().numpy(), place, question.target.shape)
-        second = corrected(rng, question, mask)
+        if not mask.any():
+            continue
+        if chance < (1 + _NOT_AGAIN) / 2:
+            second: Question | None = replace(question, prompt=replace(question.prompt, mask=mask))
+        else:
+            second = corrected(rng, question, mask)
         if second is not None:
             again.append(second)
     return again

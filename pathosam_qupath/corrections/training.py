@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pathosam_qupath.corrections.dataset import Batch, CropSource
 from pathosam_qupath.corrections.evaluation import evaluate_samples
-from pathosam_qupath.corrections.losses import class_loss, map_loss
+from pathosam_qupath.corrections.losses import class_loss, map_loss, size_weights
 from pathosam_qupath.corrections.muon import Muon
 from pathosam_qupath.corrections.prompt_training import train_prompts
 from pathosam_qupath.corrections.samples import Sample, is_sample_folder, read_samples
@@ -116,7 +116,8 @@ def train(
         return best
     final = out / WITH_PROMPTS
     if not final.exists() or final.stat().st_mtime < best.stat().st_mtime:
-        _finish(config, best, final, crops, device, initial)
+        calmer = crops.augmented(config.final_augmentation or config.augmentation)
+        _finish(config, best, final, calmer, device, initial)
     return final
 
 
@@ -219,13 +220,13 @@ class _Run:
             self._start_from(initial)
         self.network.to(device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.network).eval().requires_grad_(False)
-        self.optimizers = _optimizers(self.network, config)
         self.replicas = [self.network]
         self.replicas += [_sharing_parameters(self.network) for _ in range(config.shards - 1)]
         parallel = config.shards > 1 and device == "cpu"
         self.pool = ThreadPoolExecutor(
             config.shards, "shard", initializer=_one_thread if parallel else None
         )
+        self.optimizers = _optimizers(self.network, config, self.pool)
         self.step, self.seconds, self.best_score = 0, 0.0, -1.0
         # Rare classes weigh more, by the root of their rarity.
         share = torch.from_numpy(np.maximum(class_pixels, 1) / max(class_pixels.sum(), 1))
@@ -320,7 +321,8 @@ class _Run:
         mixed = config.bfloat16 and kind != "mps"
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=mixed):
             logits, class_logits = network(images)
-        loss = map_loss(logits.float(), maps)
+        weights = torch.from_numpy(size_weights(batch.labels, config.size_balance))
+        loss = map_loss(logits.float(), maps, weights.to(self.device))
         if class_logits is not None and self.class_weights is not None:
             kinds = class_loss(class_logits.float(), types, self.class_weights)
             loss = loss + config.class_weight * kinds
@@ -378,7 +380,9 @@ class _Run:
         return json.dumps({"seed": self.config.seed, "network": asdict(self.config.network)})
 
 
-def _optimizers(network: CompactNetwork, config: TrainingConfig) -> list[torch.optim.Optimizer]:
+def _optimizers(
+    network: CompactNetwork, config: TrainingConfig, pool: ThreadPoolExecutor
+) -> list[torch.optim.Optimizer]:
     """Muon for the kernels between hidden layers, AdamW for everything else."""
     hidden, edges, scales = [], [], []
     for name, parameter in network.named_parameters():
@@ -394,7 +398,12 @@ def _optimizers(network: CompactNetwork, config: TrainingConfig) -> list[torch.o
         {"params": scales, "weight_decay": 0.0},
     ]
     return [
-        Muon(hidden, lr=config.learning_rate, weight_decay=config.weight_decay),
+        Muon(
+            hidden,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            spread=pool.map if config.shards > 1 else map,
+        ),
         torch.optim.AdamW(rest, lr=config.learning_rate),
     ]
 

@@ -63,6 +63,8 @@ class TrainingConfig:
     ema : decay of the running average of the weights, which is what is kept.
     checkpoint_every : steps between checkpoints and log lines.
     validate_every : steps between validations, a multiple of `checkpoint_every`.
+    size_balance : how far nuclei count alike whatever their size, 0…1
+        (:func:`~pathosam_qupath.corrections.losses.size_weights`).
     final_augmentation : of the steps in which the learning rate falls; None: the same as before.
     bfloat16 : train in mixed precision (about 1.7 times as fast where the processor has it).
     """
@@ -88,6 +90,7 @@ class TrainingConfig:
     decay: float = 0.3
     ema: float = 0.998
     class_weight: float = 0.5
+    size_balance: float = 0.0
     checkpoint_every: int = 50
     validate_every: int = 500
     bfloat16: bool = True

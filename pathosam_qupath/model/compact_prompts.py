@@ -3,13 +3,14 @@
 A tile's embedding holds the tile's pixels and maps beside the features at strides 4 and 8,
 in half precision. Each prompt is answered in a window around it
 (:mod:`pathosam_qupath.model.prompt_decoder`); an object that reaches the window's sides is
-asked for again in a window twice as wide.
+asked for again in a window twice as wide. What was found is looked at a second time, as a rough
+mask beside the prompt, in a window around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -113,6 +114,19 @@ def answer(
     decoder: PromptDecoder, embedding: CompactEmbedding, prompts: Sequence[Prompt]
 ) -> list[PromptedMask]:
     """The object of each prompt; the decoder is fused and on the embedding's device."""
+    first = _looked_at(decoder, embedding, prompts)
+    seen = [i for i, answered in enumerate(first) if answered.mask.any()]
+    again = [replace(prompts[i], mask=first[i].mask) for i in seen]
+    for i, answered in zip(seen, _looked_at(decoder, embedding, again), strict=True):
+        if answered.mask.any():
+            first[i] = answered
+    return first
+
+
+def _looked_at(
+    decoder: PromptDecoder, embedding: CompactEmbedding, prompts: Sequence[Prompt]
+) -> list[PromptedMask]:
+    """One look at each prompt, in as wide a window as its object needs."""
     found: list[PromptedMask | None] = [None] * len(prompts)
     waiting = [(i, around(prompt)) for i, prompt in enumerate(prompts)]
     while waiting:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -38,3 +40,18 @@ def test_it_fits_a_convolution():
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_parameters_changed_side_by_side_are_the_same():
+    torch.manual_seed(0)
+    alone = [torch.nn.Parameter(torch.randn(8, 4 + i, 3, 3)) for i in range(5)]
+    beside = [torch.nn.Parameter(p.detach().clone()) for p in alone]
+    with ThreadPoolExecutor(2) as pool:
+        optimizers = [Muon(alone, lr=0.1), Muon(beside, lr=0.1, spread=pool.map)]
+        for _ in range(3):
+            for one, other in zip(alone, beside, strict=True):
+                one.grad = torch.randn_like(one)
+                other.grad = one.grad.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+    assert all(torch.equal(one, other) for one, other in zip(alone, beside, strict=True))

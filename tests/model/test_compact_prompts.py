@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from pathosam_qupath.errors import ModelError
 from pathosam_qupath.model import load_model
 from pathosam_qupath.model.compact import CompactModel
+from pathosam_qupath.model.compact_prompts import _looked_at
 from pathosam_qupath.model.network import CompactNetwork, NetworkConfig
 from pathosam_qupath.model.prompt_decoder import (
     PROMPT_CHANNELS,
@@ -79,6 +82,18 @@ def test_answers_do_not_depend_on_what_else_is_asked(bundled, tile, embedding):
         (alone,) = bundled.prompt(embedding, [prompt])
         assert iou(alone.mask, expected.mask) > 0.99
     assert bundled.prompt(embedding, []) == []
+
+
+def test_what_was_found_is_looked_at_a_second_time(bundled, tile, embedding):
+    (row, column), *_ = tile[2]
+    click = Prompt(points=((column + 0.5, row + 0.5),))
+    decoder = bundled._prompt_decoder()
+    with torch.inference_mode():
+        (first,) = _looked_at(decoder, embedding, [click])
+        (second,) = _looked_at(decoder, embedding, [replace(click, mask=first.mask)])
+    (answer,) = bundled.prompt(embedding, [click])
+    assert np.array_equal(answer.mask, second.mask)
+    assert answer.score == second.score
 
 
 def test_an_embedding_comes_back_from_its_arrays(bundled, tile, embedding):
