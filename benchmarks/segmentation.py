@@ -34,10 +34,11 @@ Figures = dict[str, Any]
 class MirroredTissue:
     """A slide of any size: one image, mirrored at its borders again and again."""
 
-    def __init__(self, side: int, mpp: float) -> None:
-        from skimage.data import immunohistochemistry
+    def __init__(self, side: int, mpp: float, image: NDArray[np.uint8] | None = None) -> None:
+        if image is None:
+            from skimage.data import immunohistochemistry
 
-        image = immunohistochemistry()
+            image = immunohistochemistry()
         self._tile = np.concatenate([image, image[::-1]])
         self._tile = np.concatenate([self._tile, self._tile[:, ::-1]], axis=1)
         self.width = self.height = side
