@@ -14,7 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,18 +76,23 @@ def train_prompts(
     identity = _identity(network, config, seed) if checkpoint else ""
     first = _resume(checkpoint, identity, decoder, average, optimizer) if checkpoint else 0
     recent: list[tuple[float, float]] = []
+
+    def prepared(step: int) -> _Task:
+        batch = crops.batch(config.crops, seed, step)
+        rng = np.random.default_rng([seed, step, 1])
+        asked = questions(rng, batch.labels, config.prompts)
+        return _Task(rng, asked, _embedded(frozen, batch, device) if len(asked) > 1 else [])
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        following = pool.submit(crops.batch, config.crops, seed, first)
+        following = pool.submit(prepared, first)
         for step in range(first, config.steps):
             if checkpoint and step > first and step % _KEEP_EVERY == 0:
                 _keep(checkpoint, identity, step, decoder, average, optimizer)
-            batch = following.result()
-            following = pool.submit(crops.batch, config.crops, seed, step + 1)
-            rng = np.random.default_rng([seed, step, 1])
-            asked = questions(rng, batch.labels, config.prompts)
-            if len(asked) < 2:
+            task = following.result()
+            following = pool.submit(prepared, step + 1)
+            rng, asked, embeddings = task.rng, task.asked, task.embeddings
+            if not embeddings:
                 continue
-            embeddings = _embedded(frozen, batch, device)
             rate = min(1.0, (step + 1) / 50) * (1 + math.cos(math.pi * step / config.steps)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * rate
@@ -105,6 +110,15 @@ def train_prompts(
                 recent = []
     decoder.load_state_dict(average)
     decoder.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What a step asks, made beside the step before it; no embeddings where there is too little."""
+
+    rng: np.random.Generator
+    asked: list[Question]
+    embeddings: list[CompactEmbedding]
 
 
 def _identity(network: CompactNetwork, config: PromptTraining, seed: int) -> str:
