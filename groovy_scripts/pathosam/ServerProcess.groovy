@@ -29,7 +29,8 @@ class ServerProcess {
     final File scripts
 
     ServerProcess(File home, String executable, File scripts) {
-        this.home = home ?: defaultHome()
+        // Groovy 5 (QuPath 0.7) takes a folder that is not there yet for false.
+        this.home = home == null ? defaultHome() : home
         this.executable = executable?.trim() ?: null
         this.scripts = scripts
     }

@@ -193,6 +193,7 @@ tell 'nothing_selected', stub('segment_selected', context(project, data))
 data.hierarchy.selectionModel.setSelectedObject(tumor)
 Map first = stub('segment_selected', context(project, data))
 tell 'first', first
+tell 'at_home', new File(folder, 'home/server.json').file
 int steps = data.historyWorkflow.size()
 tell 'step', [count: steps, script: data.historyWorkflow.lastStep.script, name: data.historyWorkflow.lastStep.name]
 data.hierarchy.selectionModel.setSelectedObject(tumor)

@@ -90,6 +90,10 @@ def test_nuclei_arrive_as_detections_under_their_annotation_in_one_event(met):
     assert step["said"][0].startswith(f"{len(found)} nuclei in 1 annotation")
 
 
+def test_the_server_is_started_in_the_folder_of_the_settings(met):
+    assert met["at_home"] is True
+
+
 def test_a_nucleus_goes_under_the_smallest_annotation_that_holds_it(met):
     for one in nuclei(met["first"]["objects"]):
         x, y = one["centre"]
