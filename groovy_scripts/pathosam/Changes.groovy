@@ -5,6 +5,7 @@ import qupath.lib.measurements.MeasurementList
 import qupath.lib.objects.PathObject
 import qupath.lib.objects.PathROIObject
 import qupath.lib.objects.hierarchy.PathObjectHierarchy
+import qupath.lib.objects.hierarchy.events.PathObjectSelectionModel
 import qupath.lib.roi.interfaces.ROI
 
 /**
@@ -100,10 +101,20 @@ class Changes {
     }
 
     private static void takeOut(PathObjectHierarchy hierarchy, Collection<PathObject> objects) {
-        hierarchy.selectionModel.deselectObjects(objects)
+        deselect(hierarchy.selectionModel, objects as Set<PathObject>)
         objects.groupBy { PathObject one -> one.parent }.each { PathObject parent, List<PathObject> children ->
             parent?.removeChildObjects(children)
         }
+    }
+
+    /**
+     * Not by QuPath's deselectObjects: where nothing else is selected it goes on naming the object
+     * that is gone as the selected one, and the next click puts it back.
+     */
+    private static void deselect(PathObjectSelectionModel model, Set<PathObject> gone) {
+        PathObject main = model.selectedObject
+        List<PathObject> rest = model.selectedObjects.findAll { PathObject one -> !gone.contains(one) } as List<PathObject>
+        model.setSelectedObjects(rest, gone.contains(main) ? rest.find() : main)
     }
 
     private static void putIn(PathObjectHierarchy hierarchy, Map<PathObject, PathObject> objects) {

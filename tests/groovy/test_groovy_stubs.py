@@ -258,6 +258,13 @@ def test_prompts_become_nuclei_where_the_server_cannot_read_the_image(met):
     assert by_id(met["prompt_undone"]["objects"]) == known
 
 
+def test_points_and_boxes_that_became_nuclei_are_gone_and_no_longer_selected(met):
+    before = {one["id"] for one in others(met["before_prompt"])}
+    after = {one["id"] for one in others(met["prompted"]["objects"])}
+    assert len(before - after) == 2
+    assert met["selected_after"] is None
+
+
 def test_refining_changes_the_outline_and_nothing_else(met):
     before, after = by_id(met["prompt_undone"]["objects"]), by_id(met["refined"]["objects"])
     drawn = met["ids"]["drawn"]
