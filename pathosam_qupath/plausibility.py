@@ -21,7 +21,8 @@ _OBJECTIVE = 10.0
 _ENOUGH = 30
 """Nuclei from which a median says something."""
 
-_BLURRED_SHARE = 0.2
+BLURRED_SHARE = 0.2
+"""Of the tiles that show something, from which lack of focus is told."""
 
 
 def warnings_of(
@@ -72,7 +73,7 @@ def warnings_of(
             "the nuclei first; `pathosam-qupath finetune` tunes a model to a stain"
         )
     shown = tiles - blank
-    if shown > 0 and blurred > _BLURRED_SHARE * shown:
+    if shown > 0 and blurred > BLURRED_SHARE * shown:
         said.append(
             f"{blurred:,} of {shown:,} tiles look out of focus. Look at the image before its "
             "nuclei are counted"

@@ -181,6 +181,16 @@ class RunRecord:
         replace_file(path, lambda file: picture.save(file, "JPEG", quality=88))
         return path
 
+    def load_picture(self, entry_id: str, name: str) -> Image | None:
+        """A picture that :meth:`save_picture` wrote; None where there is none."""
+        from PIL import Image
+
+        path = self.entry_folder(entry_id) / name
+        if not path.is_file():
+            return None
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+
     def save_predictions(self, entry_id: str, frame: gpd.GeoDataFrame) -> Path:
         """Write an image's nuclei, as they are about to be written, as GeoParquet."""
         path = self.entry_folder(entry_id) / "predictions.parquet"

@@ -70,8 +70,8 @@ class CheapLoader:
         return CheapModel(seconds=self.seconds, weights_hash=weights)
 
 
-def treat(project, moved, run_id=None, backend="embedded", *, model=None, **arguments):
-    """Run over the tissue image of a project; the run's record."""
+def treat(project, moved, run_id=None, backend="embedded", *, model=None, options=(), **arguments):
+    """Run over the tissue image of a project, with some options; the run's record."""
     from ihc_project import IMAGE, MPP
 
     from pathosam_qupath import batch, run_image
@@ -82,7 +82,7 @@ def treat(project, moved, run_id=None, backend="embedded", *, model=None, **argu
     run_image.SegmentOptions = partial(SegmentOptions, block=128)
     if run_id:
         batch.new_run_id = lambda folder: run_id
-    options = RunOptions(images=(IMAGE,), mpp=MPP)
+    options = RunOptions(images=(IMAGE,), mpp=MPP, **dict(options))
     with open_project(project, backend, path_map=PathMap.parse([moved])) as opened:
         plans = plan_run(opened, options)
         return batch.run(opened, model or CheapModel(), options, plans, **arguments)

@@ -20,6 +20,7 @@ from pathosam_qupath.errors import PathosamError
 from pathosam_qupath.picture import UNCLASSIFIED, busiest, layers
 from pathosam_qupath.regions import Regions, choose_regions
 from pathosam_qupath.replacing import in_region
+from pathosam_qupath.report.checks import Check, checks_of, doubts
 from pathosam_qupath.run_plan import open_entry
 from pathosam_qupath.run_record import EntryRecord, RunRecord
 
@@ -37,16 +38,15 @@ DETAILS = 3
 
 DETAIL_UM, DETAIL_PIXELS, WHOLE_PIXELS = 150.0, 640, 1400
 WHOLE = "whole image"
-LOW_CONFIDENCE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A part of an image, without and with its nuclei."""
+    """A part of an image, without and with its nuclei; or a picture of something else."""
 
     title: str
     tissue: Image
-    nuclei: Image
+    nuclei: Image | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +59,16 @@ class ImageFindings:
     classes : a row per annotation class and nucleus class: nuclei, share of the annotation
         class, per mm², median area in µm².
     areas : µm² of each nucleus, by its class.
+    checks : what was looked at to find reasons for doubt.
     flags : what a reader should doubt.
-    views : the whole image first; empty where its pixels cannot be had.
+    views : the whole image first, what counted as tissue last; empty where the image's pixels
+        cannot be had.
     """
 
     record: EntryRecord
     classes: pd.DataFrame
     areas: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
     flags: tuple[str, ...] = ()
     views: tuple[View, ...] = ()
 
@@ -119,12 +122,19 @@ def _seen(
     square = slide.mpp[0] * slide.mpp[1]
     areas = nuclei.geometry.area.to_numpy() * square
     kinds = nuclei["classification"].to_numpy()
+    checks = checks_of(slide, nuclei, areas, done)
+    said = doubts(checks) if len(nuclei) else ["no nucleus was found"]
+    views = _views(slide, annotations, nuclei, colors)
+    tissue = record.load_picture(done.id, "tissue.jpg")
+    if tissue is not None:
+        views.append(View("what counted as tissue", tissue))
     return ImageFindings(
         done,
         _class_table(done, regions, nuclei, areas, square),
         {str(kind): areas[kinds == kind] for kind in pd.unique(kinds)},
-        (*flags, *_doubts(slide, nuclei, done)),
-        _views(slide, annotations, nuclei, colors),
+        checks,
+        (*flags, *said),
+        tuple(views),
     )
 
 
@@ -170,31 +180,12 @@ def _by_class(
     return [(name, shape, float(shape.area) * square) for name, shape in unions.items()]
 
 
-def _doubts(slide: Slide, nuclei: gpd.GeoDataFrame, done: EntryRecord) -> list[str]:
-    """Shares that a reader wants to know before the numbers are used."""
-    if len(nuclei) == 0:
-        return ["no nucleus was found"]
-    said = []
-    bounds = shapely.bounds(nuclei.geometry.to_numpy())
-    cut = (bounds[:, :2] <= 1).any(axis=1) | (bounds[:, 2] >= slide.width - 1)
-    cut |= bounds[:, 3] >= slide.height - 1
-    if cut.mean() > 0.02:
-        said.append(f"{cut.mean():.0%} of the nuclei are cut by the border of the image")
-    unsure = (nuclei["probability"] < LOW_CONFIDENCE).to_numpy()
-    if unsure.mean() > 0.1:
-        said.append(f"{unsure.mean():.0%} of the nuclei have a class of less than 50 % probability")
-    shown = done.tiles - done.blank
-    if done.blurred and shown:
-        said.append(f"{done.blurred:,} of {shown:,} tiles with tissue look out of focus")
-    return said
-
-
 def _views(
     slide: Slide,
     annotations: Sequence[PathObject],
     nuclei: gpd.GeoDataFrame,
     colors: Mapping[str, Color],
-) -> tuple[View, ...]:
+) -> list[View]:
     views = []
     boxes: list[tuple[str, Box | None, int]] = [("whole image", None, WHOLE_PIXELS)]
     left, side = nuclei, DETAIL_UM / slide.mpp[0]
@@ -210,4 +201,4 @@ def _views(
             slide, nuclei, box=box, annotations=annotations, colors=colors, width=width
         )
         views.append(View(title, tissue, drawn))
-    return tuple(views)
+    return views

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pathosam_qupath.qupath.project import Color
+    from pathosam_qupath.report.checks import Check
     from pathosam_qupath.run_record import RunManifest
 
 _BINS = 40
@@ -142,7 +143,35 @@ def _image(f: ImageFindings, colors: Mapping[str, Color], number: int) -> str:
     if len(f.classes):
         parts += ["<div class=numbers>", _legend(f, colors), _table(f.classes), "</div>"]
         parts.append(histogram(f.areas, colors))
+    if f.checks:
+        parts.append(_checks(f.checks))
     return "".join(parts) + "</section>"
+
+
+def _checks(checks: Sequence[Check]) -> str:
+    rows = []
+    for check in checks:
+        usual = "–"
+        if check.lowest is not None and check.highest is not None:
+            usual = f"{check.lowest:.3g} to {_value(check, check.highest)}"
+        elif check.highest is not None:
+            usual = f"at most {_value(check, check.highest)}"
+        mark = " class=doubtful" if check.doubtful else ""
+        rows.append(
+            f"<tr{mark}><td>{escape(check.name)}<td class=n>{_value(check, check.value)}"
+            f"<td class=n>{usual}"
+        )
+    return (
+        "<table class=checks><thead><tr><th>check<th class=n>here<th class=n>usual<tbody>"
+        + "".join(rows)
+        + "</table>"
+    )
+
+
+def _value(check: Check, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1%}" if check.unit == "share" else f"{value:.3g} {check.unit}".rstrip()
 
 
 def _legend(f: ImageFindings, colors: Mapping[str, Color]) -> str:
@@ -190,6 +219,7 @@ def _view(view: View) -> str:
     pictures = "".join(
         f'<img class={name} alt="{escape(view.title)}, {name}" src="{_data(picture)}">'
         for name, picture in (("tissue", view.tissue), ("nuclei", view.nuclei))
+        if picture is not None
     )
     return (
         f"<figure tabindex=0><div>{pictures}</div><figcaption>{escape(view.title)}</figcaption>"

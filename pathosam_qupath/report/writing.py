@@ -72,11 +72,12 @@ def write_report(project: Project, run: str, out: Path | None = None) -> Report:
 
 
 def image_table(found: list[ImageFindings]) -> pd.DataFrame:
-    """A row per image: what the run recorded of it, and its flags."""
+    """A row per image: what the run recorded of it, what was checked, and its flags."""
     rows = []
     for f in found:
         row = asdict(f.record)
         row.pop("warnings")
+        row.update({f"check {check.key}": check.value for check in f.checks})
         row["flags"] = "; ".join(f.flags)
         rows.append(row)
     return pd.DataFrame(rows)

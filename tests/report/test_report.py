@@ -3,17 +3,21 @@
 import re
 import shutil
 import subprocess
+from types import SimpleNamespace
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
+import shapely
 from cheap_model import treat
 from ihc_project import MPP
 
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.report.checks import checks_of, doubts
 from pathosam_qupath.report.page import histogram
 from pathosam_qupath.report.writing import write_report
-from pathosam_qupath.run_record import open_run
+from pathosam_qupath.run_record import EntryRecord, open_run
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -64,9 +68,52 @@ def test_the_page_needs_nothing_else_and_names_are_not_markup(report):
     assert "&lt;b&gt;ihc&lt;/b&gt;.png" in html
 
 
-def test_failed_images_are_in_the_report_with_their_reason(ihc, tmp_path):
-    from pathosam_qupath.run_record import EntryRecord
+def test_what_was_checked_is_shown_whether_it_raises_doubt_or_not(ihc, report, tmp_path):
+    images = pd.read_csv(next(p for p in report.tables if p.name == "report-images.csv"))
+    nuclei = open_run(ihc.path, report.run).load_predictions("1")
+    median = float(np.median(nuclei.geometry.area * MPP**2))
+    assert images["check median"].tolist() == pytest.approx([median])
+    assert images["check unsure"].between(0, 1).all()
+    html = report.page.read_text(encoding="utf-8")
+    assert f"median nucleus at {MPP} µm/px<td class=n>{median:.3g} µm²<td class=n>17 to 130" in html
+    assert "what counted as tissue" not in html  # nobody asked
 
+
+def test_shares_of_cut_and_doubtful_nuclei_are_flagged_where_they_are_large():
+    slide = SimpleNamespace(width=100, height=100, mpp=(0.25, 0.25))
+    boxes = [shapely.box(x, 10, x + 20, 30) for x in (0, 30, 60, 80)]
+    nuclei = gpd.GeoDataFrame({"probability": [0.9, 0.4, np.nan, 0.9]}, geometry=boxes)
+    done = EntryRecord("1", "a", state="written", tiles=10, blank=2, blurred=1, stain=3.25)
+    found = checks_of(slide, nuclei, np.full(4, 25.0), done)
+    assert {check.key: check.value for check in found} == {
+        "median": 25.0,
+        "stain": 3.25,
+        "cut": 0.5,
+        "unsure": pytest.approx(1 / 3),
+        "blurred": 0.125,
+        "blank": 0.2,
+        "tissue": None,
+    }
+    assert [check.key for check in found if check.doubtful] == ["stain", "cut", "unsure"]
+    assert doubts(found) == [
+        "50% of the nuclei are cut by the border of the image",
+        "33% of the nuclei have a class of less than 50 % probability",
+    ]
+    empty = checks_of(slide, nuclei[:0], np.zeros(0), EntryRecord("1", "a"))
+    assert not any(check.doubtful for check in empty)
+
+
+def test_the_picture_of_the_tissue_is_in_the_report_of_a_whole_image(ihc, tmp_path):
+    record = treat(ihc.path, ihc.moved, options={"whole_image": True})
+    assert (record.entry_folder("1") / "tissue.jpg").is_file()
+    with ihc.open() as project:
+        written = write_report(project, record.manifest.run, tmp_path / "whole.html")
+    assert "what counted as tissue" in written.page.read_text(encoding="utf-8")
+    images = pd.read_parquet(tmp_path / "whole-images.parquet")
+    assert 0 < images["check tissue"].item() <= 1
+
+
+def test_failed_images_are_in_the_report_with_their_reason(ihc, tmp_path):
     record = open_run(ihc.path, "last")
     before = record.manifest.entries[0]
     record.update(EntryRecord("1", before.name, state="failed", message="the disk <burnt>"))
