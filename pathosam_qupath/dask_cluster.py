@@ -31,6 +31,10 @@ _ANSWER = 30.0
 WAIT = 300.0
 """Seconds to wait for the workers that were asked for."""
 
+_GIVEN_UP = {"distributed.deploy.lost-worker-timeout": "1 day"}
+"""A worker that died is started again; for Dask it would be gone for good after 15 seconds, in
+which a busy computer may not have loaded its model."""
+
 
 @contextmanager
 def connected(
@@ -50,6 +54,7 @@ def connected(
     SchedulerError : the scheduler does not answer, or too few workers come.
     """
     try:
+        import dask
         import distributed
     except ImportError as error:
         raise UsageError(
@@ -58,12 +63,13 @@ def connected(
             'Install the extra: pip install "pathosam-qupath[dask]".',
         ) from error
     if scheduler == LOCAL:
-        cluster = local_cluster(number, device)
-        try:
-            with distributed.Client(cluster, set_as_default=False) as client:
-                yield client
-        finally:
-            cluster.close()
+        with dask.config.set(_GIVEN_UP):
+            cluster = local_cluster(number, device)
+            try:
+                with distributed.Client(cluster, set_as_default=False) as client:
+                    yield client
+            finally:
+                cluster.close()
         return
     file = None if "://" in scheduler else Path(scheduler)
     if file is not None and not file.is_file():
@@ -112,6 +118,7 @@ def local_cluster(number: int | None = None, device: str = "auto") -> SpecCluste
         "preload": [f"{__package__}.dask_cluster"],
         "silence_logs": logging.ERROR,
     }
+    served = {"port": 0, "dashboard": False, "dashboard_address": "127.0.0.1:0"}
     workers = {
         i: {
             "cls": Nanny,
@@ -120,7 +127,7 @@ def local_cluster(number: int | None = None, device: str = "auto") -> SpecCluste
         for i in range(number)
     }
     return SpecCluster(
-        scheduler={"cls": Scheduler, "options": {**common, "dashboard": False, "port": 0}},
+        scheduler={"cls": Scheduler, "options": {**common, **served}},
         workers=workers,
         security=common["security"],
         silence_logs=logging.ERROR,

@@ -1,13 +1,15 @@
 """Blocks computed by the workers of a Dask cluster.
 
-Portions of blocks are handed out as workers become free (``lanes``), one ahead per worker;
-Dask carries them, and has them computed elsewhere where a worker dies. The ledger, the
-project and all decisions stay in the process that runs the command. Which workers are fit
-to compute is the matter of ``dask_roster``.
+Portions of blocks are handed out as workers become free (``lanes``), one ahead per worker,
+and what a worker had is handed out again where it dies; Dask carries them, and decides
+nothing: it would give them to workers that are not fit (``dask_roster``). The ledger, the
+project and all decisions stay in the process that runs the command, which never waits for a
+worker without looking whether it is still there.
 """
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import threading
 import time
@@ -32,6 +34,8 @@ from pathosam_qupath.resuming import image_digest
 from pathosam_qupath.segmentation.pipeline import BlockResult, Progress
 
 if TYPE_CHECKING:
+    from concurrent import futures
+
     from distributed import Client, Future
 
     from pathosam_qupath.model.interface import ModelInfo
@@ -48,6 +52,9 @@ _LOOK = 2.0
 _TICK = 0.25
 """Seconds between two questions whether to stop."""
 
+_MOST_DEATHS = 4
+"""Workers that may end while they compute a block, until the block is to blame."""
+
 
 @dataclass(frozen=True)
 class RemoteModel:
@@ -58,12 +65,29 @@ class RemoteModel:
     dtype: str
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Given:
-    """A portion that a worker has been given."""
+    """A portion that a worker has been given.
 
+    Attributes
+    ----------
+    ended : the worker is done with it, or Dask has given it up.
+    fetched : its result on the way here, once it was asked for.
+    """
+
+    address: str
     numbers: tuple[int, ...]
     future: Future
+    ended: bool = False
+    fetched: futures.Future[object] | None = None
+
+
+@dataclass(eq=False)
+class _Plan:
+    """The job as Dask has it, for those workers that are to have it."""
+
+    future: Future
+    addresses: frozenset[str]
 
 
 @dataclass(eq=False)
@@ -72,19 +96,25 @@ class _UnderWay:
 
     Attributes
     ----------
-    plan : the job, as a future that portions depend on.
-    given : portions that are being computed, by the number of their first block.
+    plans : the job as portions depend on it, the newest last.
+    given : portions that are being computed or fetched, in the order they were given, by the
+        number of their first block.
     shares : how much of portions is done, 0…1, by their first block, as workers said last.
-    ended : first blocks of portions that have come to an end.
+    news : portions that have ended, and again when they are fetched.
+    deaths : how many workers ended while they computed a block.
+    attempts : portions that were given so far.
     """
 
     image: ImageBlocks
-    token: str
-    plan: Future
+    job: Job
     lanes: Lanes
+    plans: list[_Plan] = field(default_factory=list)
     given: dict[int, _Given] = field(default_factory=dict)
     shares: dict[int, float] = field(default_factory=dict)
-    ended: queue.SimpleQueue[int] = field(default_factory=queue.SimpleQueue)
+    news: queue.SimpleQueue[_Given] = field(default_factory=queue.SimpleQueue)
+    deaths: Counter[int] = field(default_factory=Counter)
+    attempts: int = 0
+    stopping: bool = False
 
 
 class DaskWorkers:
@@ -119,7 +149,6 @@ class DaskWorkers:
         self._lock = threading.RLock()  # hands out, from this thread and Dask's callbacks
         self._roster = Roster(client, load, info)
         self._under_way: list[_UnderWay] = []
-        self._waiting: Counter[str] = Counter()
         self._block_seconds: float | None = None
         self._looked = self._seen = time.monotonic()
         first = self._roster.begin()
@@ -156,19 +185,18 @@ class DaskWorkers:
         """See :meth:`BlockWorkers.results`."""
         going = self._begun(image, done)
         reported = _Reported(image, len(image.plan.blocks) - len(done), progress)
-        stopping = False
         try:
             while going.given or len(going.lanes):
-                if not stopping and stop():
-                    stopping = True
+                if not going.stopping and stop():
                     self._stop(going)
-                self._look_round(tell)
+                self._look_round(going, tell)
                 try:
-                    first = going.ended.get(timeout=_TICK)
+                    portion = self._outcome(going, going.news.get(timeout=_TICK))
                 except queue.Empty:
+                    portion = None
+                if portion is None:
                     reported.tell(self._partly(going))
                     continue
-                portion = self._outcome(going, first)
                 reported.add(portion)
                 yield from (unpacked(number, block) for number, block in portion.blocks)
                 reported.tell(self._partly(going))
@@ -194,12 +222,8 @@ class DaskWorkers:
             blocks=plan.blocks,
             options=image.options,
         )
-        with self._connection(), warnings.catch_warnings():
-            # The plan of a whole slide is some megabytes, once per image.
-            warnings.filterwarnings("ignore", "Sending large graph")
-            sent = self._client.submit(handed, job, key=f"{token}-plan", pure=False)
         numbers = set(range(len(plan.blocks))) - set(done)
-        going = _UnderWay(image, token, sent, Lanes(plan.blocks, numbers, self._roster.addresses))
+        going = _UnderWay(image, job, Lanes(plan.blocks, numbers, self._roster.addresses))
         self._client.subscribe_topic(token, partial(_note_share, going))
         with self._lock:
             self._under_way.append(going)
@@ -209,66 +233,97 @@ class DaskWorkers:
     def _hand_out(self) -> None:
         """Give every worker what it computes now, and a portion ahead; earlier images first."""
         with self._lock:
-            for ahead in range(1, 2 + max((w.nthreads for w in self._roster.workers), default=0)):
-                for worker in self._roster.workers:
-                    if self._waiting[worker.address] < min(ahead, worker.nthreads + 1):
-                        self._hand_to(worker.address)
+            waiting = Counter(
+                given.address
+                for going in self._under_way
+                for given in going.given.values()
+                if not given.ended
+            )
+            workers = self._roster.workers
+            for ahead in range(1, 2 + max((w.nthreads for w in workers), default=0)):
+                for worker in workers:
+                    if waiting[worker.address] < min(ahead, worker.nthreads + 1):
+                        waiting[worker.address] += self._hand_to(worker.address)
 
-    def _hand_to(self, address: str) -> None:
-        """Give a worker the next portion, if there is one."""
+    def _hand_to(self, address: str) -> int:
+        """Give a worker the next portion, if there is one; how many it got."""
         seconds = self._block_seconds
         most = 1 if seconds is None else max(1, int(_PORTION / max(seconds, 1e-3)))
         for going in self._under_way:
             numbers = going.lanes.take(address, most)
             if not numbers:
                 continue
+            going.attempts += 1
             future = self._client.submit(
                 compute,
-                going.plan,
+                self._plan_for(going, address).future,
                 numbers,
                 self._roster.threads(address),
-                key=f"{going.token}-{numbers[0]}",
+                key=f"{going.job.token}-{going.attempts}",
                 pure=False,
                 workers=[address],
-                allow_other_workers=True,
             )
-            self._waiting[address] += 1
-            going.given[numbers[0]] = _Given(numbers, future)
-            future.add_done_callback(partial(self._portion_ended, going, address, numbers[0]))
-            return
+            given = going.given[numbers[0]] = _Given(address, numbers, future)
+            future.add_done_callback(partial(self._portion_ended, going, given))
+            return 1
+        return 0
 
-    def _portion_ended(self, going: _UnderWay, address: str, first: int, future: Future) -> None:
+    def _plan_for(self, going: _UnderWay, address: str) -> _Plan:
+        """The job, where a worker can have it even if all others are gone."""
+        if not going.plans or address not in going.plans[-1].addresses:
+            addresses = self._roster.addresses
+            with warnings.catch_warnings():
+                # The plan of a whole slide is some megabytes, once per image.
+                warnings.filterwarnings("ignore", "Sending large graph")
+                sent = self._client.submit(
+                    handed,
+                    going.job,
+                    key=f"{going.job.token}-plan-{len(going.plans)}",
+                    pure=False,
+                    workers=addresses,
+                )
+            going.plans.append(_Plan(sent, frozenset(addresses)))
+        return going.plans[-1]
+
+    def _portion_ended(self, going: _UnderWay, given: _Given, future: Future) -> None:
         """Called by Dask, in a thread of its own: the worker is free, whoever waits for it."""
         try:
             with self._lock:
-                self._waiting[address] -= 1
+                given.ended = True
                 if future.status == "finished" and self._client.status == "running":
                     self._hand_out()
         finally:
-            going.ended.put(first)
+            going.news.put(given)
 
-    def _outcome(self, going: _UnderWay, first: int) -> Portion:
-        """What came of a portion."""
+    def _outcome(self, going: _UnderWay, given: _Given) -> Portion | None:
+        """What came of a portion that there is news of; None while nothing has."""
         from distributed import KilledWorker
 
-        with self._lock:
-            given = going.given.pop(first)
-        if given.future.status in ("cancelled", "lost"):
+        first = given.numbers[0]
+        if going.given.get(first) is not given:
+            return None  # others compute it by now
+        if given.fetched is None:
+            # Not waited for: the worker may have gone, with its results.
+            loop = self._client.loop.asyncio_loop
+            given.fetched = asyncio.run_coroutine_threadsafe(_fetch(self._client, given), loop)
+            given.fetched.add_done_callback(lambda _: going.news.put(given))
+            return None
+        if not given.fetched.done():
+            return None
+        if given.fetched.cancelled() or given.future.status == "cancelled":
             raise self._lost("it has dropped what it was to do")
         with self._connection():
-            error = given.future.exception()
-        if isinstance(error, KilledWorker):
-            name = going.image.name
-            raise RunError(
-                f"image {name!r}",
-                f"{len(given.numbers)} of its blocks ended every worker that was given them",
-                "Memory may be too small: give each worker more, or start fewer; then run the "
-                "same command again with --retry-failed.",
-            ) from error
-        if error is not None:
+            portion = given.fetched.result()
+        if isinstance(portion, KilledWorker):  # as Dask counts, if it is told to count less
+            self._return(going, given)
+            going.deaths.update(given.numbers)
+            return None
+        if not isinstance(portion, Portion):
             given.future.result()  # raises it, with the worker's traceback
-        with self._connection():
-            portion: Portion = given.future.result()
+            raise self._lost(f"there is no result of what it was to do, but {portion}")
+        with self._lock:
+            del going.given[first]
+            going.shares.pop(first, None)
         self.tiles += portion.tiles
         self.computed[portion.worker] += len(portion.blocks)
         if portion.blocks:
@@ -276,6 +331,38 @@ class DaskWorkers:
             known = self._block_seconds
             self._block_seconds = rate if known is None else 0.5 * (known + rate)
         return portion
+
+    def _take_back(self, address: str) -> None:
+        """Let others compute what a worker had that has gone; what it was at is to blame."""
+        with self._lock:
+            lost = [
+                (going, given)
+                for going in self._under_way
+                for given in going.given.values()
+                if given.address == address and not (given.fetched and given.fetched.done())
+            ]
+            for going, given in lost:
+                self._return(going, given)
+            at_work = next((pair for pair in lost if not pair[1].ended), None)
+            if at_work is not None:
+                at_work[0].deaths.update(at_work[1].numbers)
+        self._drop([given for _, given in lost])
+
+    def _return(self, going: _UnderWay, given: _Given) -> None:
+        """Take a portion from whoever had it."""
+        with self._lock:
+            del going.given[given.numbers[0]]
+            going.shares.pop(given.numbers[0], None)
+            if not going.stopping:
+                going.lanes.put_back(given.numbers)
+
+    def _drop(self, portions: Collection[_Given]) -> None:
+        """Let Dask forget portions."""
+        for given in portions:
+            if given.fetched is not None:
+                given.fetched.cancel()
+        with self._connection():
+            self._client.cancel([given.future for given in portions], force=True)
 
     def _partly(self, going: _UnderWay) -> float:
         """How many blocks' worth there is in portions that are not finished."""
@@ -288,19 +375,30 @@ class DaskWorkers:
         """Let workers finish the blocks at hand and hand out no more, of any image."""
         with self._lock:
             for other in self._under_way:
+                other.stopping = True
                 other.lanes.clear()
-        with self._connection():
-            self._client.run(stop_computing, going.token, on_error="ignore")
+        self._tell_workers(stop_computing, going)
 
-    def _look_round(self, tell: Callable[[str], None]) -> None:
+    def _look_round(self, going: _UnderWay, tell: Callable[[str], None]) -> None:
         """See which workers have gone or come, every now and then."""
         now = time.monotonic()
         if now - self._looked < _LOOK:
             return
         self._looked = now
+        before = set(self._roster.addresses)
         with self._connection():
             for note in self._roster.look():
                 tell(note)
+        for address in before - set(self._roster.addresses):
+            self._take_back(address)
+        deadly = [number for number, count in going.deaths.items() if count >= _MOST_DEATHS]
+        if deadly:
+            raise RunError(
+                f"image {going.image.name!r}",
+                f"{len(deadly)} of its blocks ended every worker that was given them",
+                "Memory may be too small: give each worker more, or start fewer; then run the "
+                "same command again with --retry-failed.",
+            )
         if self._roster.workers:
             self._seen = now
         elif now - self._seen > self._patience:
@@ -318,11 +416,23 @@ class DaskWorkers:
                 return
             self._under_way.remove(going)
             going.lanes.clear()
-            futures = [given.future for given in going.given.values()]
+            portions = list(going.given.values())
         if self._client.status == "running":
-            self._client.unsubscribe_topic(going.token)
-            self._client.cancel([*futures, going.plan], force=True)
-            self._client.run(forget, going.token, on_error="ignore", wait=False)
+            self._client.unsubscribe_topic(going.job.token)
+            self._drop(portions)
+            with self._connection():
+                self._client.cancel([plan.future for plan in going.plans], force=True)
+            self._tell_workers(forget, going, wait=False)
+
+    def _tell_workers(
+        self, function: Callable[..., Any], going: _UnderWay, *, wait: bool = True
+    ) -> None:
+        """Run something about an image in all workers that may have to do with it."""
+        addresses = self._roster.addresses
+        if addresses:
+            told = {"workers": addresses, "on_error": "ignore", "wait": wait}
+            with self._connection():
+                self._client.run(function, going.job.token, **told)
 
     @contextmanager
     def _connection(self) -> Iterator[None]:
@@ -341,6 +451,12 @@ class DaskWorkers:
             f"the connection is lost ({cause})",
             "Start it again, then run the same command again: it goes on from here.",
         )
+
+
+async def _fetch(client: Client, given: _Given) -> object:
+    """A portion's result, or the exception that there is instead."""
+    found = await client.gather([given.future], errors="skip", asynchronous=True)
+    return found[0] if found else await given.future.exception(asynchronous=True)
 
 
 def _note_share(going: _UnderWay, event: tuple[float, dict[str, Any]]) -> None:

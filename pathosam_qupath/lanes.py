@@ -38,13 +38,16 @@ class Lanes:
         parts = self._parts(sorted(numbers), max(1, len(workers)))
         names = workers or [None]
         self._lanes: dict[Hashable, list[int]] = dict(zip(names, parts, strict=True))
+        self._returned: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
         """How many blocks are left."""
-        return sum(map(len, self._lanes.values()))
+        return sum(map(len, self._lanes.values())) + sum(map(len, self._returned))
 
     def take(self, worker: Hashable, most: int) -> tuple[int, ...]:
         """The blocks that a worker computes next; none where none are left."""
+        if self._returned:
+            return self._returned.pop(0)
         lane = self._lanes.setdefault(worker, [])
         if not lane:
             longest = max(self._lanes, key=lambda other: len(self._lanes[other]))
@@ -56,9 +59,14 @@ class Lanes:
         self._lanes[worker] = lane[count:]
         return tuple(lane[:count])
 
+    def put_back(self, numbers: Sequence[int]) -> None:
+        """Have blocks that somebody had taken handed out again, before any others."""
+        self._returned.append(tuple(numbers))
+
     def clear(self) -> None:
         """Let nobody have any more."""
         self._lanes.clear()
+        self._returned.clear()
 
     def _parts(self, numbers: list[int], count: int) -> list[list[int]]:
         """So many lanes, each about as long as the others and as compact as can be."""

@@ -1,6 +1,7 @@
 """Blocks computed by two worker processes of a real cluster, as this process computes them."""
 
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -216,24 +217,30 @@ def test_another_slide_under_the_same_path_is_refused(client, tmp_path, monkeypa
         list(found.results(wanted))
 
 
-@contextmanager
-def joining(client, name, **environment):
-    """A worker process of its own, that joins the cluster."""
+def started(address, name, **environment):
+    """A worker process of its own."""
     path = os.pathsep.join([environment.pop("PYTHONPATH", ""), *sys.path])
-    command = [*DASK, "worker", client.scheduler.address, "--name", name]
-    process = subprocess.Popen(
+    command = [*DASK, "worker", address, "--name", name]
+    return subprocess.Popen(
         [*command, "--nthreads", "1", "--no-nanny", "--no-dashboard"],
         env={**os.environ, "PYTHONPATH": path, **environment},
         cwd=Path(__file__).parent,  # -m looks here first
         stderr=subprocess.DEVNULL,
     )
+
+
+@contextmanager
+def joining(client, name, **environment):
+    """A worker process that joins a cluster, and may be ended before the context is."""
+    there = len(client.scheduler_info()["workers"])
+    process = started(client.scheduler.address, name, **environment)
     try:
-        client.wait_for_workers(3, timeout=WAIT)
-        yield
+        client.wait_for_workers(there + 1, timeout=WAIT)
+        yield process
     finally:
         process.terminate()
         process.wait(timeout=WAIT)
-        until(lambda: len(client.scheduler_info()["workers"]) == 2)
+        until(lambda: len(client.scheduler_info()["workers"]) == there)
 
 
 def test_another_version_of_the_package_is_refused(client, tmp_path):
@@ -292,7 +299,6 @@ class DeadlyModel(CheapModel):
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_blocks_that_end_every_worker_fail_their_image():
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         connected("local", 1, "cpu") as client,
         DaskWorkers(client, Deadly(), CheapModel().info) as found,
         image() as wanted,
@@ -300,6 +306,78 @@ def test_blocks_that_end_every_worker_fail_their_image():
         with pytest.raises(RunError, match=r"image 'tissue': .* ended every worker") as error:
             list(found.results(wanted))
         assert "--retry-failed" in error.value.remedy
+
+
+@pytest.fixture
+def lonely():
+    """A client of a cluster that has no workers yet."""
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        distributed.Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def end_when_asked(dask_worker):
+    """Let a worker end as soon as somebody wants a result of it."""
+    dask_worker.handlers["get_data"] = lambda *_, **__: os._exit(1)
+
+
+def test_a_worker_that_ends_while_its_result_is_fetched_is_not_waited_for(lonely, expected):
+    with joining(lonely, "first"):
+        lonely.run(end_when_asked)
+        with workers(lonely, 0.02, patience=0.5) as computing, image() as wanted:
+            with pytest.raises(SchedulerError, match="no worker for 0 s") as error:
+                list(computing.results(wanted))
+            assert "it goes on from here" in error.value.remedy
+    assert lonely.status == "running"
+    with joining(lonely, "second"), workers(lonely) as computing, image() as wanted:
+        assert content(computing.results(wanted)) == expected
+
+
+def test_results_that_are_lost_with_the_only_worker_are_computed_by_the_next(lonely, expected):
+    found, notes = {}, []
+    with joining(lonely, "first") as first, workers(lonely, 0.02) as computing, image() as wanted:
+        results = computing.results(wanted, tell=notes.append)
+        found.update(content([next(results)]))
+        time.sleep(1.5)  # portions are finished, and nobody fetches them
+        first.kill()
+        first.wait(timeout=WAIT)
+        with joining(lonely, "second"):
+            for result in results:
+                assert result.number not in found
+                found.update(content([result]))
+            assert computing.computed["second"] > computing.computed["first"] > 0
+    assert found == expected
+    assert [note.split()[1] for note in notes] == ["first", "second"]
+
+
+def test_a_scheduler_that_ends_ends_the_run(tmp_path):
+    file = tmp_path / "scheduler.json"
+    command = [*DASK, "scheduler", "--port", "0", "--host", "127.0.0.1", "--no-dashboard"]
+    scheduler = subprocess.Popen(
+        [*command, "--scheduler-file", str(file)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.DEVNULL,
+    )
+    processes = [scheduler]
+    try:
+        until(lambda: file.exists() and file.read_text().endswith("}"))
+        processes.append(started(json.loads(file.read_text())["address"], "one"))
+        with (
+            connected(str(file), 1) as client,
+            workers(client, 0.02) as computing,
+            image() as wanted,
+        ):
+            results = computing.results(wanted)
+            next(results)
+            scheduler.kill()
+            with pytest.raises(SchedulerError, match="the connection is lost"):
+                list(results)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait(timeout=WAIT)
 
 
 def test_a_scheduler_that_does_not_answer_is_told(monkeypatch, tmp_path):

@@ -1,6 +1,6 @@
 """Blocks are handed out once each, as compactly as can be, whoever asks when."""
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pathosam_qupath.lanes import MOST, Lanes
@@ -15,6 +15,7 @@ def grid(columns, rows, side=100):
     ]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     columns=st.integers(1, 9),
     rows=st.integers(1, 9),
@@ -67,8 +68,19 @@ def test_portions_get_small_towards_the_end():
     assert max(sizes[-5:]) <= 2
 
 
+def test_what_is_put_back_is_handed_out_first_and_as_it_was():
+    lanes = Lanes(grid(4, 4), range(16), ["a", "b"])
+    lost, ahead = lanes.take("a", 3), lanes.take("a", 3)
+    for numbers in (lost, ahead):
+        lanes.put_back(numbers)
+    assert len(lanes) == 16
+    assert [lanes.take("b", 1), lanes.take("c", 1)] == [lost, ahead]
+    assert not {*lanes.take("a", 9)} & {*lost, *ahead}
+
+
 def test_nothing_is_left_of_lanes_that_were_cleared():
     lanes = Lanes(grid(3, 3), range(9), ["a"])
+    lanes.put_back(lanes.take("a", 2))
     lanes.clear()
     assert len(lanes) == 0
     assert lanes.take("a", 4) == ()
