@@ -1,21 +1,23 @@
 """Whole slides: time, memory, what binds, what is lost beside the network; both backends.
 
-``python benchmarks/scale.py`` prints the table of ``benchmarks/README.md``. Its parts can be
-chosen with ``--parts``:
+``python benchmarks/scale.py --json scale.json`` prints the tables of ``benchmarks/README.md``.
+Every row has a process of its own and is in the file as soon as it is measured; the same
+command measures what is not there yet. Parts can be chosen with ``--parts``:
 
 ``runs``     runs over a project with one slide of each of ``--sides``, from the plan to the
              file in QuPath's format, with a cheap network and each backend;
-``bundled``  the same with the bundled model, ``--bundled-sides``, the embedded backend;
-``writing``  a slide of 32,768 × 32,768 pixels with each of ``--nuclei``: what follows the
-             network alone (blocks into the ledger, nuclei into the record and the file);
-``slope``    runs over slides of ``--slope-sides``: peak memory over area.
+``bundled``  the same with the bundled model, the embedded backend;
+``writing``  a slide of 32,768 × 32,768 pixels with each of ``--nuclei`` and each backend: what
+             follows the network alone (blocks into the ledger, nuclei into record and file);
+``slope``    runs over slides of ``--slope-sides``, of which ``--slope-share`` is tissue, with the
+             cheap network: peak memory over area, a million nuclei on the largest;
+``kills``    ``kills.py``: runs that are killed at random moments and taken up again.
 
 Slides are simulated as they are read: a disk of tissue (``--share`` of the slide) on glass,
 the tissue scikit-image's immunohistochemistry image mirrored without end. A colour rule
 stands in the cheap network's place, and in "writing" equal blocks of nuclei; all the rest
-is what ``segment --whole-image`` does. Every row has a process of its own, so that its peak
-memory is its own; that of the paquo backend includes Java. Starting Python, Java and the
-model is timed by itself.
+is what ``segment --whole-image`` does. A row's peak memory is that of its process, Java
+included. Starting Python, Java and the model is timed by itself.
 
 Shares of the cores are processor time over wall time and cores: of the threads that read,
 of the network's, of the one that makes polygons, and of the one that writes and waits. What
@@ -38,15 +40,17 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from backends import make_project
 from numpy.typing import NDArray
-from segmentation import MirroredTissue, StainRule
+from segmentation import MirroredTissue, StainRule, shown
 
 Figures = dict[str, Any]
+PARTS = ("runs", "bundled", "writing", "slope", "kills")
 MPP = 0.25
 SIDE_OF_WRITING = 32_768
 
@@ -299,46 +303,91 @@ def line(row: Figures) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parts = ("runs", "bundled", "writing", "slope")
-    parser.add_argument("--parts", nargs="+", choices=parts, default=["runs", "bundled", "writing"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--sides", type=int, nargs="+", default=[4096, 8192, 16384])
-    parser.add_argument("--bundled-sides", type=int, nargs="+", default=[4096])
     parser.add_argument("--nuclei", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--slope-sides", type=int, nargs="+", default=[16384, 32768, 65536, 100000])
-    parser.add_argument("--slope-share", type=float, default=0.05)
+    parser.add_argument("--slope-share", type=float, default=0.25)
     parser.add_argument("--share", type=float, default=1.0, help="of the slide that is tissue")
+    parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--backends", nargs="+", choices=["embedded", "paquo"], default=None)
-    parser.add_argument("--json", type=Path, default=None)
+    parser.add_argument("--json", type=Path, default=None, help="figures; those there are kept")
     parser.add_argument("--measure", default=None, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
         print(json.dumps(measure(**json.loads(arguments.measure))))
         return
-    began = time.perf_counter()
-    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-    print(f"{machine['processor']}, {machine['cores']} cores\n\n{HEAD}", flush=True)
-    found: Figures = {"machine": machine}
+    kept = Kept(arguments.json)
+    print(f"{kept.machine['processor']}, {kept.machine['cores']} cores\n\n{HEAD}", flush=True)
+    rows = {}
     for part, wanted in _wanted(arguments).items():
-        found[part] = []
+        rows[part] = []
         for given in wanted:
-            found[part].append(in_own_process(**given))
-            print(line(found[part][-1]), flush=True)
-    for row in found.get("bundled", []):
+            rows[part].append(kept.figures(part, given, partial(in_own_process, **given)))
+            print(line(rows[part][-1]), flush=True)
+    for row in rows.get("bundled", []):
         lost = 1 - shares(row)["network"]
         of_work = 1 - row["processor seconds"]["network"] / row["processor seconds"]["all"]
         print(
             f"\nBundled model, {row['side']:,}²: {lost:.1%} of the cores' time is not the "
             f"network's ({shares(row)['idle']:.1%} idle; of the time used, {of_work:.1%})"
         )
-    if len(found.get("slope", [])) > 1:
-        rows = found["slope"]
-        slope = np.polyfit([r["megapixels"] for r in rows], [r["peak MB"] for r in rows], 1)[0]
-        found["MB per megapixel"] = float(slope)
-        print(f"\nSlope of peak memory over area: {slope:.5f} MB per megapixel")
-    found["seconds"] = time.perf_counter() - began
-    print(f"\nAll of it took {found['seconds'] / 60:.1f} min.")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if len(rows.get("slope", [])) > 1:
+        area = [row["megapixels"] for row in rows["slope"]]
+        slope, start = np.polyfit(area, [row["peak MB"] for row in rows["slope"]], 1)
+        print(
+            f"\nPeak memory over area: {start:,.0f} MB and {1000 * slope:.2f} MB per gigapixel "
+            f"({slope * area[-1] / start:.1%} more at {area[-1] / 1000:,.1f} gigapixels)"
+        )
+    if "kills" in arguments.parts:
+        given = {"kills": arguments.kills}
+        found = kept.figures("kills", given, partial(killed, arguments.kills))
+        told = {name: value for name, value in found.items() if name != "given"}
+        print(f"\n{shown('Kills', told)}")
+
+
+def killed(kills: int) -> Figures:
+    """Figures of ``kills.py``."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kills.json"
+        script = Path(__file__).with_name("kills.py")
+        words = ["--kills", str(kills), "--json", str(path)]
+        subprocess.run([sys.executable, script, *words], check=False, stdout=subprocess.DEVNULL)
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+class Kept:
+    """Figures in a file, each with what was asked for; those of another machine are refused."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.machine = {"processor": processor_name(), "cores": os.cpu_count()}
+        self._found: Figures = {"machine": self.machine}
+        if path is not None and path.exists():
+            self._found = json.loads(path.read_text(encoding="utf-8"))
+            if self._found["machine"] != self.machine:
+                raise SystemExit(f"{path} is of another machine: {self._found['machine']}")
+
+    def figures(self, part: str, given: Figures, measured: Callable[[], Figures]) -> Figures:
+        """What is there of this, or is measured now."""
+        rows = self._found.setdefault(part, [])
+        found = next((row for row in rows if row["given"] == given), None)
+        if found is None:
+            found = {"given": given, **measured()}
+            rows.append(found)
+            if self._path is not None:
+                text = json.dumps(self._found, indent=2) + "\n"
+                self._path.write_text(text, encoding="utf-8")
+        return found
+
+
+def processor_name() -> str:
+    """The processor's name, as the system has it."""
+    with contextlib.suppress(OSError):
+        for words in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if words.startswith("model name"):
+                return words.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
@@ -367,13 +416,13 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
 
     found: dict[str, Callable[[], list[Figures]]] = {
         "runs": lambda: [row(s, b) for s in arguments.sides for b in backends],
-        "bundled": lambda: [row(s, model="bundled") for s in arguments.bundled_sides],
+        "bundled": lambda: [row(s, model="bundled") for s in arguments.sides],
         "writing": lambda: [
             row(SIDE_OF_WRITING, b, nuclei=n) for n in arguments.nuclei for b in backends
         ],
         "slope": lambda: [row(s, share=arguments.slope_share) for s in arguments.slope_sides],
     }
-    return {part: found[part]() for part in arguments.parts}
+    return {part: found[part]() for part in arguments.parts if part in found}
 
 
 if __name__ == "__main__":
