@@ -183,7 +183,13 @@ def segment(
     """
     from pathosam_qupath.batch import run
     from pathosam_qupath.block_workers import ModelChoice, block_workers
-    from pathosam_qupath.console import run_progress, show, tell_plan, tell_stopping
+    from pathosam_qupath.console import (
+        planning_progress,
+        run_progress,
+        show,
+        tell_plan,
+        tell_stopping,
+    )
     from pathosam_qupath.estimates import calibrated_rate, earlier_rate, estimate
     from pathosam_qupath.interruption import stop_on_interrupt
     from pathosam_qupath.model.prompts import promptable
@@ -208,7 +214,8 @@ def segment(
         tissue=tissue,
     )
     with open_as_told(project, backend, path_map) as opened:
-        plans = plan_run(opened, options)
+        with planning_progress() as looking:
+            plans = plan_run(opened, options, looking=looking)
         rate = earlier_rate(opened.path.parent, model, None if device == "auto" else device)
         if dry_run:
             if rate is None and model == "bundled" and checkpoint is None:

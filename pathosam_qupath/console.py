@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
+from rich.markup import escape
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -79,6 +80,24 @@ def plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+@contextmanager
+def planning_progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Which image is being looked at; on stderr, in a log every ``_LOG_EVERY`` seconds."""
+    console = err()
+    logged = time.monotonic()
+    with console.status("planning") as status:
+
+        def looking(number: int, images: int, name: str) -> None:
+            nonlocal logged
+            said = f"planning: image {number}/{images} {name}"
+            status.update(escape(said))
+            if not console.is_terminal and time.monotonic() - logged >= _LOG_EVERY:
+                logged = time.monotonic()
+                console.print(said, markup=False)
+
+        yield looking
 
 
 @contextmanager

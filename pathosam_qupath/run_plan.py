@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -125,8 +125,18 @@ class EntryPlan:
         }
 
 
-def plan_run(project: Project, options: RunOptions) -> list[EntryPlan]:
+def plan_run(
+    project: Project,
+    options: RunOptions,
+    *,
+    looking: Callable[[int, int, str], None] = lambda number, images, name: None,
+) -> list[EntryPlan]:
     """What a run with these options would do; reads, writes nothing.
+
+    Parameters
+    ----------
+    looking : called with the number of an image (from 1), how many there are, and its name,
+        before it is looked at: hundreds of slides take minutes.
 
     Raises
     ------
@@ -140,7 +150,10 @@ def plan_run(project: Project, options: RunOptions) -> list[EntryPlan]:
             "no image fits" if options.images else "the project has no images",
             f"Images of this project: {names}.",
         )
-    plans = [plan_entry(entry, options) for entry in entries]
+    plans = []
+    for number, entry in enumerate(entries, start=1):
+        looking(number, len(entries), entry.name)
+        plans.append(plan_entry(entry, options))
     if all(plan.error is None and plan.nothing for plan in plans):
         raise UsageError(
             "--annotations " + " ".join(options.annotations),

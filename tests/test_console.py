@@ -36,6 +36,16 @@ def test_a_log_gets_a_line_at_each_interval_with_the_time_left(clock, capsys):
     assert not re.search(r"[\x1b\r]", "".join(lines))
 
 
+def test_planning_hundreds_of_images_is_told_in_a_log_too(clock, capsys):
+    with console.planning_progress() as looking:
+        for number in range(1, 101):
+            looking(number, 100, f"a [{number}].svs")
+            clock[0] += 1
+    assert capsys.readouterr().err.splitlines() == [
+        f"planning: image {number}/100 a [{number}].svs" for number in (31, 61, 91)
+    ]
+
+
 def test_a_finished_image_and_a_note_are_told_at_once(clock, capsys):
     with console.run_progress() as report:
         report(tile(0))

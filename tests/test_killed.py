@@ -100,3 +100,26 @@ def test_interrupted_says_so_in_one_sentence_and_leaves_the_file(ihc, number):
     assert "Interrupted." in said
     assert "Traceback" not in said
     assert file_hash(ihc.data) == before or len(ihc.detections()) > 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
+def test_ctrl_c_finishes_the_block_at_hand_and_a_second_one_stops_at_once(ihc, undisturbed):
+    process = started(ihc)
+    until(process, ihc, [], "manifest.json")
+    process.send_signal(signal.SIGINT)
+    said = ""
+    while "Ctrl-C again" not in said and (line := process.stderr.readline()):
+        said += line
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "Interrupted." in rest
+    assert "Traceback" not in rest
+    again = subprocess.run(
+        [*process.args[: process.args.index("--resume")], "--resume", "auto"],
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    assert len(run_ids(ihc.path)) == 1
+    assert drawn(ihc.detections()) == undisturbed

@@ -28,6 +28,7 @@ import shapely
 from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.model.interrupting import interruptible
 from pathosam_qupath.model.prompts import promptable
 from pathosam_qupath.segmentation.apg import SeedPrompts, prompted_objects
 from pathosam_qupath.segmentation.block_plan import (
@@ -183,7 +184,7 @@ def segment_blocks(
             )
 
     def objects_of(block: Block) -> Objects:
-        with clock:
+        with clock, interruptible(maps.check):
             if seeds is not None:
                 embedding_of = partial(maps.embedding, strip=block.strip)
                 return prompted_objects(
@@ -241,6 +242,7 @@ def segment_blocks(
                 report()
                 yield BlockResult(number, objects, quality)
         finally:
+            maps.end()
             workers.shutdown(wait=True, cancel_futures=True)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.model.interrupting import interruptible, watch_layers
 from pathosam_qupath.model.prompts import PromptableModel, TileEmbedding, promptable
 from pathosam_qupath.segmentation.focus import is_blank, is_blurred
 from pathosam_qupath.segmentation.tiling import (
@@ -62,6 +63,10 @@ _CPU_BATCH = 1
 _GPU_BATCH = 16
 
 
+class EndedError(Exception):
+    """Nobody waits any more for what a thread was computing."""
+
+
 class TileStore:
     """What one call found of an image's tiles, for the next one that looks at them.
 
@@ -99,7 +104,8 @@ class TileStore:
 class TileMaps:
     """The maps of a slide's wanted tiles, for blocks that are taken in order.
 
-    A context manager: leaving it ends its threads, whether the work is done or not.
+    A context manager: leaving it ends its threads, whether the work is done or not; on the CPU
+    before the next layer of the network.
 
     Parameters
     ----------
@@ -157,6 +163,8 @@ class TileMaps:
         self.total = len(keys)
         self._under_way: deque[tuple[list[_Key], Future[list[_TileResult]]]] = deque()
         self._stopping = threading.Event()
+        if on_cpu and "torch" in sys.modules:
+            watch_layers()
         self._readers = ThreadPoolExecutor(read_threads, "read")
         self._network = ThreadPoolExecutor(
             threads, "network", initializer=one_thread_each if on_cpu else None
@@ -244,6 +252,21 @@ class TileMaps:
                 maps[:, rows, columns] = tile_maps[:, rows_of_tile, columns_of_tile]
         return maps
 
+    def check(self) -> None:
+        """Raise in a thread whose work nobody waits for any more.
+
+        Raises
+        ------
+        EndedError
+            If the context has been left.
+        """
+        if self._stopping.is_set():
+            raise EndedError
+
+    def end(self) -> None:
+        """Let threads know that nobody waits for them any more; leaving the context does, too."""
+        self._stopping.set()
+
     def _top_up(self) -> None:
         while len(self._under_way) < self._depth:
             batch = next(self._batches, None)
@@ -273,17 +296,17 @@ class TileMaps:
         embeddings: list[TileEmbedding | None] = [None] * len(batch)
         start = time.perf_counter()
         shown = [i for i, seen in enumerate(quality) if seen != "blank"]
-        if self._stopping.is_set():
-            shown = []
-        if self._embedder is not None:
-            for i in shown:
-                embeddings[i], whole = _embedded(self._embedder, tiles[i])
-                maps[i] = self._inside(batch[i], whole)
-        elif shown:
-            fill = self._batch_size - len(shown) if self._pad_batches else 0
-            stack = np.stack([tiles[i] for i in (*shown, *[shown[0]] * fill)])
-            for i, whole in zip(shown, self._model.predict(stack), strict=False):
-                maps[i] = self._inside(batch[i], whole)
+        self.check()
+        with interruptible(self.check):
+            if self._embedder is not None:
+                for i in shown:
+                    embeddings[i], whole = _embedded(self._embedder, tiles[i])
+                    maps[i] = self._inside(batch[i], whole)
+            elif shown:
+                fill = self._batch_size - len(shown) if self._pad_batches else 0
+                stack = np.stack([tiles[i] for i in (*shown, *[shown[0]] * fill)])
+                for i, whole in zip(shown, self._model.predict(stack), strict=False):
+                    maps[i] = self._inside(batch[i], whole)
         with self._lock:
             self.seconds_network += time.perf_counter() - start
         return list(map(_TileResult, maps, quality, embeddings))

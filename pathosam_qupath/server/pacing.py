@@ -2,56 +2,28 @@
 
 Between two tiles a job waits for prompts. A cancelled one must let go within a second, and a
 large model on a processor takes longer than that over one tile. So cancellation is looked for
-before every layer of the network too, through torch's hook on all modules.
+before every layer of the network too (``model.interrupting``).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING
 
+from pathosam_qupath.model.interrupting import interruptible
 from pathosam_qupath.server.job import CancelledError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from torch.utils.hooks import RemovableHandle
 
     from pathosam_qupath.model.interface import ModelInfo, NucleusModel
 
 _LONGEST_PAUSE = 2.0
 """Seconds that a tile of a job waits for prompts, so that a flood of them does not stop it."""
-
-_this_thread = threading.local()
-
-
-@cache
-def watch_layers() -> RemovableHandle:
-    """Let work inside :func:`interruptible` end before any layer of any network of torch."""
-    from torch.nn.modules.module import register_module_forward_pre_hook
-
-    return register_module_forward_pre_hook(_before_layer)
-
-
-@contextmanager
-def interruptible(check: Callable[[], None]) -> Iterator[None]:
-    """Call ``check`` before every layer that this thread runs meanwhile; it may raise."""
-    before = getattr(_this_thread, "check", None)
-    _this_thread.check = check
-    try:
-        yield
-    finally:
-        _this_thread.check = before
-
-
-def _before_layer(module: object, inputs: object) -> None:
-    check = getattr(_this_thread, "check", None)
-    if check is not None:
-        check()
 
 
 class Device:

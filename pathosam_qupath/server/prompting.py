@@ -12,13 +12,14 @@ import numpy as np
 import shapely
 
 from pathosam_qupath.errors import ModelError
+from pathosam_qupath.model.interrupting import interruptible
 from pathosam_qupath.qupath.objects import FRAME_COLUMNS
 from pathosam_qupath.segmentation.classes import class_colors
 from pathosam_qupath.server.geometry import check_vertices, shape_of
 from pathosam_qupath.server.images import Images
 from pathosam_qupath.server.limits import Limits
 from pathosam_qupath.server.open_image import OpenImage
-from pathosam_qupath.server.pacing import Device, interruptible
+from pathosam_qupath.server.pacing import Device
 from pathosam_qupath.server.problems import ProblemError
 from pathosam_qupath.server.prompt_models import WatchedModel
 from pathosam_qupath.server.schemas import PromptModel, PromptRequest, PromptResponse

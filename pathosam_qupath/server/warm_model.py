@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.model.interrupting import watch_layers
 from pathosam_qupath.server.job import CancelledError
-from pathosam_qupath.server.pacing import watch_layers
 from pathosam_qupath.server.problems import ProblemError, as_problem
 
 if TYPE_CHECKING:

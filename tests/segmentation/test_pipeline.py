@@ -1,11 +1,15 @@
 """No nucleus cut, doubled or lost, whatever the tiles, blocks, batches and threads."""
 
+import os
+import signal
 import threading
+import time
 
 import geopandas
 import numpy as np
 import pytest
 import shapely
+import torch
 from drawn_slide import DrawnNetwork, DrawnSlide, drawn, scattered
 from geopandas.testing import assert_geodataframe_equal
 
@@ -273,6 +277,44 @@ def test_an_interruption_ends_the_threads(error):
     with pytest.raises(error):
         segment(DrawnSlide(rgb), None, DrawnNetwork(), options=options(), progress=interrupt)
     assert not our_threads()
+
+
+class Slow(torch.nn.Module):
+    """A layer that takes its time."""
+
+    seen = 0
+
+    def forward(self, x):
+        Slow.seen += 1
+        time.sleep(0.05)
+        return x
+
+
+class SlowNetwork(DrawnNetwork):
+    """A network on the processor whose tiles take ten seconds each."""
+
+    layers = torch.nn.Sequential(*(Slow() for _ in range(200)))
+
+    def predict(self, tiles):
+        return self.layers(super().predict(tiles))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs pthread_kill")
+def test_closing_the_stream_ends_a_tile_between_two_layers(monkeypatch):
+    monkeypatch.setattr(Slow, "seen", 0)
+    rgb = drawn(100, 100, [(50, 50, 10, 8, 0, 0)])
+
+    def interrupt():
+        while Slow.seen < 3:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    presser = threading.Thread(target=interrupt)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt):
+        list(iter_segment(DrawnSlide(rgb), None, SlowNetwork(), options=options()))
+    presser.join()
+    assert 3 <= Slow.seen < 150
 
 
 def test_an_unreadable_slide_raises_and_ends_the_threads():

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from pathosam_qupath.model.interrupting import watch_layers
 from pathosam_qupath.server.job import CancelledError
-from pathosam_qupath.server.pacing import Device, PacedModel, watch_layers
+from pathosam_qupath.server.pacing import Device, PacedModel
 
 
 class Layer(nn.Module):
