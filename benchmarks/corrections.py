@@ -8,14 +8,16 @@ nobody corrected and on a set that has nothing to do with the corrections. Regio
 ``corrections suggest`` does, by the model of the round before, or at random. Two stories:
 
 * *new organs*: ``val``, whose organs, patients and melanoma the base model never saw. Of each
-  slide's images the last is held out (of the melanoma its right half); what may not be lost is
-  measured on the mosaics of CoNSeP that were kept from training.
-* *new classes of the same tissue*: those mosaics of CoNSeP; a third of them is held out, what
-  may not be lost is measured on ``val``.
+  slide's three images one is held out, of the melanoma a third; what may not be lost is measured
+  on the mosaics of CoNSeP that were kept from training.
+* *a known tissue*: those mosaics of CoNSeP, a third of which is held out; what may not be lost is
+  measured on ``val``.
 
-Called again it goes on where it was cut off, within a fine-tuning too. ``figures.json`` in the
-folder holds every figure. ``python benchmarks/corrections.py draw DIR/figures.json PICTURE``
-draws the curves; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do
+Everything is repeated with another third held out, so that after three repetitions each image
+was judged once. Called again it goes on where it was cut off, within a fine-tuning too.
+``figures.json`` in the folder holds every figure.
+``python benchmarks/corrections.py draw DIR/figures.json PICTURE`` draws the curves and prints
+them as a table; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do
 with what is wrong in them.
 """
 
@@ -27,10 +29,12 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pathosam_qupath.corrections.evaluation import evaluate_samples, segment_image
 from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
@@ -49,6 +53,9 @@ REGION = 256
 """Side of a region in pixels of its image."""
 
 ROUNDS = (5, 10, 20, 50)
+THIRDS = (0, 1, 2)
+"""Repetitions: which third of the images is held out."""
+
 STRATEGIES = ("suggested", "random")
 _KNOWN_TYPES = (0, 1, 2, 3, 5, 6)
 """What the three classes of the bundled model stand for; the rest teaches none."""
@@ -60,6 +67,7 @@ class Story:
 
     Attributes
     ----------
+    third : which third is held out.
     pool : regions that can be corrected.
     held_out : of the same sources, never corrected.
     regression : of other sources.
@@ -67,6 +75,7 @@ class Story:
     """
 
     name: str
+    third: int
     pool: Sequence[Sample]
     held_out: Sequence[Sample]
     regression: Sequence[Sample]
@@ -85,7 +94,7 @@ def main() -> None:
     run.add_argument("--rounds", type=int, nargs="+", default=ROUNDS)
     run.add_argument("--stories", nargs="+", default=["val", "consep"], choices=["val", "consep"])
     run.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
-    run.add_argument("--seeds", type=int, default=1, help="repetitions")
+    run.add_argument("--thirds", type=int, nargs="+", default=THIRDS, choices=THIRDS)
     run.add_argument("--prompts", action="store_true", help="also train and score prompts")
     run.add_argument("--replay", type=int, default=40, help="images of the base's training")
     run.add_argument("--rate", type=float, help="learning rate instead of the usual")
@@ -97,9 +106,15 @@ def main() -> None:
     draw = commands.add_parser("draw", help="the curves as a picture")
     draw.add_argument("figures", type=Path)
     draw.add_argument("picture", type=Path)
-    draw.set_defaults(do=lambda a: draw_curves(json.loads(a.figures.read_text()), a.picture))
+    draw.set_defaults(do=_draw)
     arguments = parser.parse_args()
     arguments.do(arguments)
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    figures = json.loads(arguments.figures.read_text())
+    draw_curves(figures, arguments.picture)
+    print_table(figures)
 
 
 def run_stories(arguments: argparse.Namespace) -> None:
@@ -125,19 +140,20 @@ def run_stories(arguments: argparse.Namespace) -> None:
         temporary.replace(path)
         print(key, _line(result), flush=True)
 
-    for name in arguments.stories:
-        story = read_story(arguments.nuclei, name, arguments.replay)
-        if f"{name}/base" not in figures["results"]:
-            keep(f"{name}/base", _scored(base, story, prompts=arguments.prompts))
-        for seed in range(arguments.seeds):
+    # A whole repetition of both stories before the next, so that there are curves early.
+    for third in arguments.thirds:
+        for name in arguments.stories:
+            story = read_story(arguments.nuclei, name, arguments.replay, third)
+            if f"{name}/{third}/base" not in figures["results"]:
+                scored = _scored(base, story, prompts=arguments.prompts)
+                keep(f"{name}/{third}/base", {"regions": 0, **scored})
             for strategy in arguments.strategies:
-                _rounds(story, strategy, seed, base, arguments, figures["results"], keep)
+                _rounds(story, strategy, base, arguments, figures["results"], keep)
 
 
 def _rounds(
     story: Story,
     strategy: str,
-    seed: int,
     base: Path,
     arguments: argparse.Namespace,
     done: dict[str, Any],
@@ -147,7 +163,7 @@ def _rounds(
     chosen: list[int] = []
     current = base
     for count in arguments.rounds:
-        key = f"{story.name}/{strategy}/{seed}/{count}"
+        key = f"{story.name}/{story.third}/{strategy}/{count}"
         out = arguments.out / key
         began = time.monotonic()
         if key in done:
@@ -155,14 +171,14 @@ def _rounds(
             continue
         rest = [i for i in range(len(story.pool)) if i not in chosen]
         few = min(count - len(chosen), len(rest))
-        chosen = chosen + _choose(strategy, story, rest, few, current, seed)
+        chosen = chosen + _choose(strategy, story, rest, few, current)
         choosing = time.monotonic() - began
         split = split_samples([story.pool[i] for i in chosen], [])
         data = FinetuneData(split.train, split.stopping, story.replay, identity=key)
         prompted = None if arguments.prompts else 0
         options = FinetuneOptions(
             arguments.what,
-            seed,
+            story.third,
             arguments.steps,
             learning_rate=arguments.rate,
             prompt_steps=prompted,
@@ -184,11 +200,11 @@ def _rounds(
 
 
 def _choose(
-    strategy: str, story: Story, rest: Sequence[int], count: int, weights: Path, seed: int
+    strategy: str, story: Story, rest: Sequence[int], count: int, weights: Path
 ) -> list[int]:
     """Which regions are corrected next: indices of the pool."""
     if strategy == "random":
-        order = np.random.default_rng(seed + 1).permutation(len(story.pool))
+        order = np.random.default_rng(story.third + 1).permutation(len(story.pool))
         return [int(i) for i in order if i in rest][:count]
     model = load_model(weights, "cpu")
     doubts = [field_doubt(model, story.pool[i].image) for i in rest]
@@ -202,7 +218,7 @@ def compare_doubts(arguments: argparse.Namespace) -> None:
 
     model = load_model(arguments.model, "cpu")
     for name in TITLES:
-        pool = read_story(arguments.nuclei, name, 4).pool
+        pool = read_story(arguments.nuclei, name, 4, 0).pool
         doubts = [field_doubt(model, region.image) for region in pool]
         errors = np.array([_errors(model, region) for region in pool])
         print(f"{TITLES[name]}: {len(pool)} regions, {errors.mean():.1f} errors in each")
@@ -233,7 +249,7 @@ def _scored(weights: Path, story: Story, *, prompts: bool) -> dict[str, Any]:
     return result
 
 
-def read_story(nuclei: Path, name: str, replayed: int) -> Story:
+def read_story(nuclei: Path, name: str, replayed: int, third: int) -> Story:
     """The images of a story; ``name`` is "val" or "consep"."""
     groups = {
         row["file"]: row["group"]
@@ -249,20 +265,24 @@ def read_story(nuclei: Path, name: str, replayed: int) -> Story:
     # From all over CoNSeP: its first mosaics hold hardly anything but connective tissue.
     replay = [*some, *seen[:: max(1, len(seen) // max(1, replayed // 4))]]
     if name == "consep":
-        held = unseen[1::3]
-        pool = [s for i, s in enumerate(unseen) if i % 3 != 1]
-        return Story(name, _regions(pool), held, val, replay)
+        pool = [s for i, s in enumerate(unseen) if i % 3 != third]
+        return Story(name, third, _regions(pool), unseen[third::3], val, replay)
     pool, held = [], []
     for group in sorted(set(of_group.values())):
         images = [sample for sample in val if of_group[sample.name] == group]
-        if len(images) == 1:
-            middle = images[0].labels.shape[1] // 2
-            pool.append(_cut(images[0], slice(None), slice(0, middle)))
-            held.append(_cut(images[0], slice(None), slice(middle, None)))
-        else:
-            pool += images[:-1]
-            held.append(images[-1])
-    return Story(name, _regions(pool), held, unseen, replay)
+        parts = images if len(images) == 3 else _thirds(images[0])
+        pool += [part for i, part in enumerate(parts) if i != third]
+        held.append(parts[third])
+    return Story(name, third, _regions(pool), held, unseen, replay)
+
+
+def _thirds(sample: Sample) -> list[Sample]:
+    """An image in three parts, side by side."""
+    edges = [round(sample.labels.shape[1] * i / 3) for i in range(4)]
+    return [
+        replace(_cut(sample, slice(None), slice(left, right)), name=f"{sample.name}_from_{left}")
+        for left, right in pairwise(edges)
+    ]
 
 
 def _known(sample: Sample) -> Sample:
@@ -313,6 +333,8 @@ def _line(result: dict[str, Any]) -> str:
 
 TITLES = {"val": "organs that the base never saw", "consep": "CoNSeP"}
 FIGURES = {"f1_50": "F1@0.5", "msa": "mSA", "class_accuracy": "class accuracy"}
+COLORS = {"suggested": "tab:blue", "random": "tab:orange"}
+_STYLES = {"f1_50": "-", "msa": "--", "class_accuracy": ":"}
 
 
 def draw_curves(figures: dict[str, Any], picture: Path) -> None:
@@ -323,44 +345,80 @@ def draw_curves(figures: dict[str, Any], picture: Path) -> None:
     from matplotlib import pyplot
 
     results = figures["results"]
-    stories = [name for name in TITLES if f"{name}/base" in results]
+    stories = [name for name in TITLES if any(key.startswith(f"{name}/") for key in results)]
     figure, axes = pyplot.subplots(
-        len(stories), 4, figsize=(13, 3.1 * len(stories)), squeeze=False, layout="constrained"
+        len(stories), 4, figsize=(13, 3.2 * len(stories)), squeeze=False, layout="constrained"
     )
     for row, story in zip(axes, stories, strict=True):
-        panels = [("held_out", key, title) for key, title in FIGURES.items()]
-        panels.append(("regression", "f1_50", "F1@0.5, regression set"))
-        for panel, (what, key, title) in zip(row, panels, strict=True):
-            base = results[f"{story}/base"][what]["mean"][key]
-            panel.axhline(base, color="grey", linestyle=":", label="no fine-tuning")
-            for strategy, color in zip(STRATEGIES, ("tab:blue", "tab:orange"), strict=True):
-                points = _points(results, story, strategy, what, key)
-                if points:
-                    x, mean, low, high = (np.array(axis) for axis in zip(*points, strict=True))
-                    panel.plot([0, *x], [base, *mean], "o-", color=color, label=strategy)
-                    panel.fill_between(x, low, high, color=color, alpha=0.15)
-            if what == "regression":
-                panel.axhline(base - 0.01, color="tab:red", linewidth=0.8, label="a point less")
-            panel.set_title(title, fontsize=10)
+        for panel, (key, title) in zip(row, FIGURES.items(), strict=False):
+            for strategy, color in COLORS.items():
+                x, values = _curve(results, story, strategy, "held_out", key)
+                panel.axhline(values[0].mean(), color="grey", linestyle=":", label=None)
+                panel.plot(x, values.mean(axis=1), "o-", color=color, label=strategy)
+                panel.fill_between(
+                    x, values.min(axis=1), values.max(axis=1), color=color, alpha=0.12
+                )
+            panel.set_title(f"{title}, held out", fontsize=10)
+        panel = row[3]
+        for key, title in FIGURES.items():
+            for strategy, color in COLORS.items():
+                x, values = _curve(results, story, strategy, "regression", key)
+                change = 100 * (values - values[0]).mean(axis=1)
+                label = title if strategy == "suggested" else None
+                panel.plot(x, change, marker="o", color=color, linestyle=_STYLES[key], label=label)
+        panel.axhline(0, color="grey", linestyle=":")
+        panel.axhline(-1, color="tab:red", linewidth=0.8, label="a point less")
+        panel.set_title("change on the regression set, points", fontsize=10)
+        panel.legend(fontsize=7)
+        for panel in row:
             panel.set_xlabel("corrected regions")
             panel.grid(alpha=0.25)
         row[0].set_ylabel(TITLES[story])
-        row[3].legend(fontsize=8)
+        row[0].legend(fontsize=8)
     figure.savefig(picture, dpi=110)
 
 
-def _points(
+def print_table(figures: dict[str, Any]) -> None:
+    """The means over the repetitions, as Markdown."""
+    results = figures["results"]
+    for story in (name for name in TITLES if f"{name}/0/base" in results):
+        print(
+            f"\n| {TITLES[story]} | F1@0.5 | mSA | class accuracy | regression set: F1@0.5 | mSA "
+            "| class accuracy |\n|---|---:|---:|---:|---:|---:|---:|"
+        )
+        curves = {
+            strategy: [
+                _curve(results, story, strategy, what, key)
+                for what in ("held_out", "regression")
+                for key in FIGURES
+            ]
+            for strategy in COLORS
+        }
+        for strategy, found in curves.items():
+            for i, count in enumerate(found[0][0]):
+                if count or strategy == "suggested":
+                    what = f"{count:.0f} regions, {strategy}" if count else "no fine-tuning"
+                    means = " | ".join(f"{values[i].mean():.3f}" for _, values in found)
+                    print(f"| {what} | {means} |")
+
+
+def _curve(
     results: dict[str, Any], story: str, strategy: str, what: str, key: str
-) -> list[tuple[float, float, float, float]]:
-    """Regions, and mean, least and largest value over the repetitions."""
-    values: dict[int, list[float]] = {}
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Numbers of regions, from 0, and the figure (points, repetitions).
+
+    Only repetitions that were run to their end are in it.
+    """
+    thirds: dict[str, dict[int, float]] = {}
     for name, result in results.items():
-        if name.startswith(f"{story}/{strategy}/") and result[what]["mean"][key] is not None:
-            values.setdefault(result["regions"], []).append(result[what]["mean"][key])
-    return [
-        (count, float(np.mean(found)), min(found), max(found))
-        for count, found in sorted(values.items())
-    ]
+        of_story, third, of_strategy, *_ = name.split("/")
+        if of_story == story and of_strategy in ("base", strategy):
+            value = result[what]["mean"][key]
+            thirds.setdefault(third, {})[result["regions"]] = np.nan if value is None else value
+    longest = max(map(len, thirds.values()))
+    whole = [points for points in thirds.values() if len(points) == longest]
+    x = np.array(sorted(whole[0]), float)
+    return x, np.array([[points[int(count)] for points in whole] for count in x])
 
 
 if __name__ == "__main__":

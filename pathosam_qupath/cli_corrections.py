@@ -177,14 +177,14 @@ def suggest(
     Close the project in QuPath before.
     """
     from pathosam_qupath.cli import load_as_told, open_as_told
-    from pathosam_qupath.console import err, show
+    from pathosam_qupath.console import counting, show
     from pathosam_qupath.corrections.collect import CollectOptions
     from pathosam_qupath.corrections.suggesting import suggest as suggest_regions
     from pathosam_qupath.tables_corrections import suggestions_table
 
     with (
         open_as_told(project, backend, path_map) as opened,
-        err().status("looking at fields") as status,
+        counting("looking at fields") as tell,
     ):
         report = suggest_regions(
             opened,
@@ -196,7 +196,7 @@ def suggest(
             image_mpp=mpp,
             seed=seed,
             write=not dry_run,
-            progress=lambda done, total: status.update(f"field {done} of {total}"),
+            progress=lambda done, total: tell(f"field {done} of {total}"),
         )
     show(report, suggestions_table, as_json)
     raise typer.Exit(report.exit_code)
@@ -240,7 +240,7 @@ def rerun(
     undoes. Close the project in QuPath before.
     """
     from pathosam_qupath.cli import INTERRUPTED, exit_code, load_as_told, open_as_told
-    from pathosam_qupath.console import err, run_progress, show, tell_stopping
+    from pathosam_qupath.console import counting, run_progress, show, tell_stopping
     from pathosam_qupath.corrections.collect import CollectOptions
     from pathosam_qupath.corrections.rerun import RerunOptions, find_changes, segment_changes
     from pathosam_qupath.interruption import stop_on_interrupt
@@ -250,14 +250,14 @@ def rerun(
     new = load_as_told(model, device)
     names = None if classes is None else read_class_map(classes, new.info.classes)
     with open_as_told(project, backend, path_map) as opened:
-        with err().status("looking for changes") as status:
+        with counting("looking for changes") as tell:
             report = find_changes(
                 opened,
                 new,
                 base=None if base is None else load_as_told(base, device),
                 collected=CollectOptions(None, tuple(images), tuple(reviewed)),
                 options=RerunOptions(threshold, mpp, names),
-                looking=lambda image, n, of: status.update(f"{image}: tile {n} of {of}"),
+                looking=lambda image, n, of: tell(f"{image}: tile {n} of {of}"),
             )
         if not dry_run:
             with run_progress() as progress, stop_on_interrupt(tell_stopping) as stop:

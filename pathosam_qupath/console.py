@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 from rich.markup import escape
+from rich.text import Text
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,6 +39,9 @@ class Summarized(Protocol):
 
 _LOG_EVERY = 30.0
 """Seconds between lines of progress where there is no terminal."""
+
+_COUNT_EVERY = 2.0
+"""Seconds between lines that count something there; the server reads how far a command is."""
 
 _FILE_WIDTH = 160
 """Columns of a table that goes to a file or a pipe."""
@@ -240,13 +244,29 @@ def training_progress() -> Iterator[Callable[[TrainingProgress], None]]:
 @contextmanager
 def evaluation_progress() -> Iterator[Callable[[ImageResult], None]]:
     """A counter of the images of an evaluation; on stderr."""
-    console = err()
     done = 0
-    with console.status("loading") as status:
+    with counting("loading") as tell:
 
         def progress(result: ImageResult) -> None:
             nonlocal done
             done += 1
-            status.update(f"{done} images, last {result.name}: F1 {result.scores.f1_50:.3f}")
+            tell(f"{done} images, last {result.name}: F1 {result.scores.f1_50:.3f}")
 
         yield progress
+
+
+@contextmanager
+def counting(beginning: str) -> Iterator[Callable[[str], None]]:
+    """How far something is, in words: one changing line, or lines where there is no terminal."""
+    console = err()
+    told = time.monotonic()
+    with console.status(beginning) as status:
+
+        def tell(words: str) -> None:
+            nonlocal told
+            status.update(Text(words))
+            if not console.is_terminal and time.monotonic() - told >= _COUNT_EVERY:
+                told = time.monotonic()
+                console.print(words, markup=False)
+
+        yield tell

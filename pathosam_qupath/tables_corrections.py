@@ -131,6 +131,8 @@ def rerun_table(report: RerunReport) -> Group:
 
 def finetune_line(p: FinetuneProgress) -> str:
     """One line of progress of ``finetune``."""
+    if p.prompts:
+        return f"answers, step {p.step}/{p.steps} · mean IoU {p.score:.3f} · {p.seconds:.0f} s"
     loss = "" if p.loss is None else f" · loss {p.loss:.4f}"
     best = " (best)" if p.best else ""
     return f"step {p.step}/{p.steps}{loss} · score {p.score:.4f}{best} · {p.seconds:.0f} s"

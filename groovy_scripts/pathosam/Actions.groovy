@@ -8,7 +8,7 @@ class Actions {
         'segment_selected', 'segment_class', null,
         'add_nucleus', 'refine_nucleus', null,
         'segment_project', 'undo_last_run', null,
-        'mark_reviewed', 'record_corrections', 'fine_tune', null,
+        'suggest_regions', 'mark_reviewed', 'record_corrections', 'fine_tune', 'segment_changed', null,
         'settings', 'doctor',
     ].asImmutable()
 
@@ -19,9 +19,11 @@ class Actions {
         refine_nucleus: 'Refine selected nucleus',
         segment_project: 'Segment this project...',
         undo_last_run: 'Undo last run',
+        suggest_regions: 'Suggest regions to review...',
         mark_reviewed: 'Mark selected annotations as reviewed',
         record_corrections: 'Record corrections',
         fine_tune: 'Fine-tune',
+        segment_changed: 'Segment again where the model differs...',
         settings: 'Settings',
         doctor: 'Check set-up (doctor)',
     ].asImmutable()
@@ -34,9 +36,11 @@ class Actions {
         refine_nucleus: Prompting.&refine,
         segment_project: ProjectWork.&segment,
         undo_last_run: ProjectWork.&undo,
+        suggest_regions: ProjectWork.&suggest,
         mark_reviewed: ProjectWork.&review,
         record_corrections: ProjectWork.&collect,
         fine_tune: ProjectWork.&fineTune,
+        segment_changed: ProjectWork.&segmentChanged,
         settings: SetUp.&settings,
         doctor: SetUp.&doctor,
     ].asImmutable()

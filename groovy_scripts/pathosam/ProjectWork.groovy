@@ -1,6 +1,7 @@
 package pathosam
 
 import qupath.lib.objects.PathObject
+import qupath.lib.objects.classes.PathClass
 
 /** Work on the project's files by the server: segment, collect corrections, fine-tune, undo. */
 class ProjectWork {
@@ -11,6 +12,10 @@ class ProjectWork {
     private static final String TUNE = 'PathoSAM: fine-tune'
     private static final String UNDO = 'PathoSAM: undo last run'
     private static final String REVIEW = 'PathoSAM: mark as reviewed'
+    private static final String SUGGEST = 'PathoSAM: suggest regions'
+    private static final String AGAIN = 'PathoSAM: segment again'
+    private static final String MODEL = 'model'
+    private static final List<String> REVIEW_CLASSES = ['PathoSAM: review', 'PathoSAM: reviewed'].asImmutable()
     private static final Map<String, String> FIGURES = [pq: 'PQ', f1_50: 'F1 at IoU 0.5', msa: 'mSA'].asImmutable()
     private static final String NAME = 'name'
     private static final String WHAT = 'what'
@@ -31,15 +36,38 @@ class ProjectWork {
                     "Segment nuclei in annotations (${which}) of ${all}?\n\n${WARNING}")) {
                 return
             }
-            Map<String, Object> request = [kind: 'project', project: path, annotations: [which],
-                model: context.settings.get('model')]
+            Map<String, Object> request = asked(context, [kind: 'project', project: path, annotations: [which]])
             if (context.settings.classNames) {
                 request.classes = context.settings.classNames
             }
-            if (context.settings.mpp != null) {
-                request.mpp = context.settings.mpp
-            }
             onFiles(context, SEGMENT, request) { Map job -> entries(job) }
+        }
+    }
+
+    /** Menu: Suggest regions to review... */
+    static void suggest(Context context) {
+        context.doing(SUGGEST) {
+            String path = context.projectPath
+            String count = context.ui.choose(SUGGEST, 'How many regions', ['5', '10', '20', '50'], '20')
+            if (count == null) {
+                return
+            }
+            Map<String, Object> request = asked(context, [kind: 'suggest', project: path, count: count as int])
+            onFiles(context, SUGGEST, request) { Map job -> suggested(job.result as Map) }
+            context.ui.listClasses(REVIEW_CLASSES.collect { String one -> PathClass.fromString(one) })
+        }
+    }
+
+    /** Menu: Segment again where the model differs... */
+    static void segmentChanged(Context context) {
+        context.doing(AGAIN, 'Cancelled; images that were finished before have their new nuclei.') {
+            String path = context.projectPath
+            if (context.ui.confirm(AGAIN, "Let the model of the settings (${context.settings.get(MODEL)}) look at " +
+                    'what runs treated, and segment again where it finds other nuclei? Reviewed regions and edited ' +
+                    "nuclei stay as they are.\n\n${WARNING}")) {
+                Map<String, Object> request = asked(context, [kind: 'rerun', project: path])
+                onFiles(context, AGAIN, request) { Map job -> changed(job.result as Map) }
+            }
         }
     }
 
@@ -142,6 +170,12 @@ class ProjectWork {
         }
     }
 
+    /** A request with the model and the pixel size of the settings. */
+    private static Map<String, Object> asked(Context context, Map<String, Object> request) {
+        Map<String, Object> full = request + [model: context.settings.get(MODEL)]
+        context.settings.mpp == null ? full : full + [mpp: context.settings.mpp]
+    }
+
     private static Map work(Context context, String title, Map<String, Object> request) {
         context.ui.working(title) { Progress progress -> context.client(progress).run(request, progress) } as Map
     }
@@ -161,6 +195,24 @@ class ProjectWork {
         }
         "${images(compared.size())} compared with what runs found: " + (counts ?
             counts.collect { String kind, Number count -> "${count} ${kind}" }.join(', ') : 'nothing to compare')
+    }
+
+    private static String suggested(Map report) {
+        List<Map> found = report.suggestions as List<Map>
+        "${found.size()} regions in ${images(found*.image.unique().size())} are annotations of class " +
+            "${REVIEW_CLASSES[0]} now, of ${report.looked_at} that were looked at. Correct them, then mark them as " +
+            'reviewed' +
+            (report.problems ? '; not looked at: ' + (report.problems as List).join('; ') : '')
+    }
+
+    private static String changed(Map report) {
+        List<Map> looked = (report.changes as List<Map>).findAll { Map one -> one.message == null }
+        List<Map> failed = (report.changes as List<Map>).findAll { Map one -> one.message != null }
+        int fields = looked.sum(0) { Map one -> one.fields ?: 0 } as int
+        int differing = looked.sum(0) { Map one -> one.changed ?: 0 } as int
+        "${differing} of ${fields} fields in ${images(looked.size())} differ" +
+            (report.run ? "; segmented again: ${entries([result: report.run])}" : '; nothing was segmented again') +
+            (failed ? '; failed: ' + failed.collect { Map one -> "${one.name} (${one.message})" }.join('; ') : '')
     }
 
     private static String undone(List<Map> entries) {

@@ -137,4 +137,4 @@ def finetune(
     run = FinetuneRun(network, description, data, out, options, device)
     run.resume()
     run.go_on(progress)
-    return run.finish()
+    return run.finish(progress)

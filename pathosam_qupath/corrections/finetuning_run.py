@@ -8,6 +8,8 @@ normalisation folded in: it is three quarters of the network's work.
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from pathosam_qupath.corrections.finetuning import (
     FinetuneOptions,
 )
 from pathosam_qupath.corrections.finetuning_crops import class_weights, crop_source
-from pathosam_qupath.corrections.learning_run import LearningRun, Schedule
+from pathosam_qupath.corrections.learning_run import FinetuneProgress, LearningRun, Schedule
 from pathosam_qupath.corrections.losses import class_loss, map_loss
 from pathosam_qupath.corrections.new_classes import class_of_type
 from pathosam_qupath.corrections.precision import mixed, working_dtype
@@ -76,7 +78,7 @@ class FinetuneRun(LearningRun):
         schedule = Schedule(options.total, options.validate_every, options.patience)
         super().__init__(groups, schedule, out, identity, device)
 
-    def finish(self) -> Path:
+    def finish(self, progress: Callable[[FinetuneProgress], None] | None = None) -> Path:
         """Train the prompt decoder on the best state; the path of the finished weights.
 
         This depends on the best state alone, so it is begun anew where it was cut off.
@@ -90,7 +92,16 @@ class FinetuneRun(LearningRun):
         torch.manual_seed(self.options.seed)
         network, description = load_weights(best)
         config = PromptTraining(steps, learning_rate=PROMPT_RATE)
-        train_prompts(network, self.crops, config, self.options.seed, device=self.device)
+        began = time.monotonic()
+
+        def told(step: int, loss: float, overlap: float) -> None:
+            if progress is not None:
+                seconds = round(time.monotonic() - began, 2)
+                progress(FinetuneProgress(step, steps, loss, overlap, False, seconds, prompts=True))
+
+        train_prompts(
+            network, self.crops, config, self.options.seed, device=self.device, progress=told
+        )
         save_weights(finished, network.cpu(), description)
         return finished
 

@@ -7,6 +7,9 @@ of any figure, and answers to clicks and boxes no more than a point of their IoU
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -101,7 +104,7 @@ def finetune_and_judge(
     folders = [*sample_folders(data), *([] if replay is None else [replay])]
     identity = f"{folder_hash(folders)} {file_sha256(start.weights)}"
     learning = FinetuneData(split.train, split.stopping, replayed, own_types(data), identity)
-    out = user_folder() / "finetuning" / name
+    out = _run_folder(name, options, identity)
     if start.compact:
         new_weights = finetune(
             start.weights, learning, out, options, name=name, device=device, progress=progress
@@ -147,6 +150,26 @@ def finetune_and_judge(
         model = adopt(name, new_weights, {**card, "classes": new.info.classes, "mpp": new.info.mpp})
         report = replace(report, weights=str(model.path))
     return report
+
+
+def _run_folder(name: str, options: FinetuneOptions, identity: str) -> Path:
+    """Where a fine-tuning is kept until it is judged; what a former one of the name left goes.
+
+    The loop goes round under one name: with other data or other options it is another run, and
+    the same command given again goes on with its own.
+    """
+    folder = user_folder() / "finetuning" / name
+    what = json.dumps([asdict(options), identity])
+    own = folder / hashlib.sha256(what.encode()).hexdigest()[:16]
+    if folder.is_dir():
+        for former in folder.iterdir():
+            if former == own:
+                continue
+            if former.is_dir():
+                shutil.rmtree(former)
+            else:
+                former.unlink()
+    return own
 
 
 def _finetune_sam(

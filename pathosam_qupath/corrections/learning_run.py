@@ -31,7 +31,14 @@ AVERAGING = 0.98
 
 @dataclass(frozen=True)
 class FinetuneProgress:
-    """Where a run stands; ``score`` is that of the state just validated."""
+    """Where a run stands.
+
+    Attributes
+    ----------
+    score : that of the state just validated; of the prompt decoder the mean IoU of its answers.
+    seconds : since it began; of the prompt decoder, since that did.
+    prompts : whether the prompt decoder is what learns.
+    """
 
     step: int
     steps: int
@@ -39,6 +46,7 @@ class FinetuneProgress:
     score: float
     best: bool
     seconds: float
+    prompts: bool = False
 
 
 @dataclass(frozen=True)

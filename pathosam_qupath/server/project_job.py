@@ -8,6 +8,7 @@ Ctrl-C, so that images that are finished stay written; if it does not end, it is
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -28,11 +29,13 @@ from pathosam_qupath.server.schemas import (
     CollectJob,
     FinetuneJob,
     ProjectJob,
+    RerunJob,
     RollbackJob,
+    SuggestJob,
 )
 from pathosam_qupath.server.warm_model import WarmModel
 
-Request = ProjectJob | RollbackJob | CollectJob | FinetuneJob
+Request = ProjectJob | RollbackJob | CollectJob | FinetuneJob | SuggestJob | RerunJob
 
 _LOOK = 0.2
 """Seconds between two looks at the process."""
@@ -44,6 +47,11 @@ _GRACE = (5.0, 15.0)
 """Seconds that a process has to end after the first interruption, and after the second."""
 
 _SOME_FAILED = 7
+
+_COUNTED = re.compile(r"(?P<what>[^·]*\b(?:step|field|tile)) (?P<done>\d+)(?:/| of )(?P<total>\d+)")
+"""How a command says how far it is, see :mod:`pathosam_qupath.console`."""
+_TAIL = 4096
+"""Bytes from the end of what a command says, in which the newest of such lines is looked for."""
 
 
 def project_job(request: Request, jobs: Jobs, roots: Roots, warm: WarmModel) -> Job:
@@ -88,11 +96,18 @@ def _commands(request: Request, project: Path, warm: WarmModel) -> list[list[str
             ["corrections", "export", *at, f"--out={data}", f"--model={model}"],
             ["finetune", "--json", *learn, f"--what={request.what}", device],
         ]
+    told_mpp = [f"--mpp={request.mpp}"] if request.mpp is not None else []
+    if isinstance(request, SuggestJob):
+        suggest = ["corrections", "suggest", *at, f"-n{request.count}"]
+        return [[*suggest, f"--model={model}", device, *told_mpp]]
+    if isinstance(request, RerunJob):
+        rerun = ["corrections", "rerun", *at, f"--threshold={request.threshold}"]
+        return [[*rerun, f"--model={model}", device, *told_mpp]]
     words = ["segment", *at, f"--model={model}", device]
     words += [f"--images={word}" for word in request.images]
     words += [f"--annotations={word}" for word in request.annotations]
     words += ["--whole-image"] if request.whole_image else []
-    words += [f"--mpp={request.mpp}"] if request.mpp is not None else []
+    words += told_mpp
     words += ["--keep"] if request.keep else []
     words += ["--replace-edited"] if request.replace_edited else []
     return [words]
@@ -130,7 +145,7 @@ def _run(
             **_own_group(),
         )
         try:
-            _follow(process, job, jobs, watch)
+            _follow(process, job, jobs, lambda: {**_said(folder / "stderr"), **watch()})
         finally:
             _end(process)
     said, complaint = (
@@ -155,7 +170,7 @@ def _follow(
         now = time.monotonic()
         if now - looked >= _MANIFEST_LOOK:
             looked = now
-            jobs.update(job, stage="running", **watch())
+            jobs.update(job, **{"stage": "running", **watch()})
         if job.cancelled.wait(_LOOK):
             raise CancelledError
 
@@ -186,7 +201,7 @@ def _outcome(job: Job, code: int, said: str, complaint: str) -> Mapping[str, obj
     if code in (0, _SOME_FAILED) and result is not None and error is None:
         if code == _SOME_FAILED:
             job.note = "Some images failed; the result says which."
-        job.run = result.get("run") if isinstance(result, dict) else None
+        job.run = _run_id(result)
         return {"output": result}
     if isinstance(error, dict):
         subject, cause, remedy = (str(error.get(k, "")) for k in ("subject", "cause", "remedy"))
@@ -208,6 +223,12 @@ def _outcome(job: Job, code: int, said: str, complaint: str) -> Mapping[str, obj
     )
 
 
+def _run_id(result: object) -> str | None:
+    """The run that a command made: it gives the run's manifest, or has it beside other things."""
+    run = result.get("run") if isinstance(result, dict) else None
+    return run.get("run") if isinstance(run, dict) else run
+
+
 def _message(result: object) -> str | None:
     """The first image's message in a command's output."""
     entries = result.get("entries") if isinstance(result, dict) else result
@@ -215,6 +236,20 @@ def _message(result: object) -> str | None:
         if isinstance(entry, dict) and entry.get("exit_code") and entry.get("message"):
             return str(entry["message"])
     return None
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """How far a command says it is: what it counts, and the share of it that is done."""
+    with file.open("rb") as said:
+        said.seek(max(0, file.stat().st_size - _TAIL))
+        lines = said.read().decode("utf-8", "replace").splitlines()
+    found = next((m for m in map(_COUNTED.match, reversed(lines)) if m is not None), None)
+    if found is None:
+        return {}
+    done, total = int(found["done"]), int(found["total"])
+    # The tiles of one image of many say little of the whole.
+    share = None if found["what"].endswith("tile") else min(0.99, done / max(1, total))
+    return {"stage": f"{found['what']} {done} of {total}", "fraction": share}
 
 
 def _run_watcher(folder: Path, before: set[str]) -> Callable[[], dict[str, Any]]:
@@ -230,6 +265,7 @@ def _run_watcher(folder: Path, before: set[str]) -> Callable[[], dict[str, Any]]
             return {}  # it is just being written
         done = sum(entry.state not in ("planned", "predicted") for entry in entries)
         return {
+            "stage": "running",
             "images_done": done,
             "images_total": len(entries),
             "nuclei": sum(entry.nuclei for entry in entries),

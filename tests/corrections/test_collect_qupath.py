@@ -8,6 +8,7 @@ import shapely
 from recorded_project import Pathologist, found_edits, record_run
 
 from pathosam_qupath.corrections.collect import CollectOptions, collect
+from pathosam_qupath.corrections.differences import write_differences
 from pathosam_qupath.qupath import jvm
 
 pytestmark = pytest.mark.qupath
@@ -93,7 +94,18 @@ class QuPathEditor:
             self.data.write(file)
 
 
-def test_of_a_thousand_edits_with_qupaths_classes_all_are_found_and_none_invented(ihc):
+def read_by_qupath(path):
+    """(class, id, kind) of the objects that QuPath reads from a GeoJSON file."""
+    from jpype import JClass
+
+    found = JClass("qupath.lib.io.PathIO").readObjects(JClass("java.nio.file.Paths").get(str(path)))
+    return [
+        (str(o.getPathClass()), str(o.getID()), "annotation" if o.isAnnotation() else "other")
+        for o in found
+    ]
+
+
+def test_of_a_thousand_edits_with_qupaths_classes_all_are_found_and_none_invented(ihc, tmp_path):
     record_run(ihc)
     person = Pathologist(ihc.detections(), seed=11)
     person.edit(1008)
@@ -103,9 +115,17 @@ def test_of_a_thousand_edits_with_qupaths_classes_all_are_found_and_none_invente
     for backend in ("embedded", "paquo"):
         with ihc.open(backend) as project:
             [image] = collect(project, CollectOptions())
+            [file] = write_differences(project, [image], tmp_path / backend)
         found = found_edits(image.nuclei)
         assert found - person.expected == Counter()
         assert person.expected - found == Counter()
+        shown = read_by_qupath(file)
+        assert {kind for *_, kind in shown} == {"annotation"}
+        kinds = Counter(name for name, *_ in shown if name != "PathoSAM: before")
+        expected: Counter = Counter()
+        for (kind, *_), count in person.expected.items():
+            expected[f"PathoSAM: {kind}"] += count
+        assert kinds == expected
 
 
 def test_marks_of_review_that_qupath_saves_are_seen(ihc):

@@ -257,6 +257,21 @@ def test_a_damaged_export_is_found(ihc, exported, kind):
         verify_training_set(folder)
 
 
+def test_nothing_is_learnt_from_a_damaged_export(ihc, exported, command, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATHOSAM_HOME", str(tmp_path / "home"))
+    record_run(ihc)
+    _, _, folder = exported(ihc)
+    [file] = (folder / "train" / "images").iterdir()
+    file.write_bytes(file.read_bytes()[:-500])
+    code, out, _ = command("finetune", "--data", folder, "--name", "mine", "--json")
+    error = json.loads(out)["error"]
+    assert code == 4
+    assert file.name in error["subject"]
+    assert "not what the export wrote" in error["cause"]
+    assert "export" in error["remedy"].lower()
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_cut_off_export_is_mended_by_the_next(ihc, exported):
     record_run(ihc)
     _, _, folder = exported(ihc)

@@ -1,6 +1,11 @@
 """Fine-tuning: what learns, what stays, that it can be killed, and when a model is adopted."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +175,55 @@ def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path):
     assert again.read_bytes() == whole.read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "log.jsonl").open()]
     assert steps == [0, 2, 4, 6]
+
+
+LEARN = """
+import sys
+from pathlib import Path
+from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
+from pathosam_qupath.corrections.samples import read_samples
+base, data, out = map(Path, sys.argv[1:])
+samples = list(read_samples(data / "train"))
+options = FinetuneOptions("all", steps=24, validate_every=4, patience=99, batch=2, side=64)
+finetune(base, FinetuneData(samples, [], identity="test"), out, options, name="n")
+"""
+
+
+def test_a_process_that_is_killed_without_warning_is_gone_on_with(base, data, tmp_path):
+    def learn(out):
+        words = [sys.executable, "-c", LEARN, str(base), str(data), str(out)]
+        return subprocess.Popen(words, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    def lines(out):
+        log = out / "log.jsonl"
+        return log.read_text().splitlines() if log.exists() else []
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert learn(whole).wait() == 0
+    process = learn(cut)
+    while process.poll() is None and len(lines(cut)) < 3:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert len(lines(cut)) < 7
+    assert learn(cut).wait() == 0
+    best = "best.safetensors"
+    assert (cut / best).read_bytes() == (whole / best).read_bytes()
+    steps = [json.loads(line)["step"] for line in lines(cut)]
+    assert sorted(set(steps)) == list(range(0, 25, 4))
+
+
+def test_a_name_is_used_again_in_the_next_round_of_the_loop(base, data, command, home):
+    words = ["finetune", "--data", data, "--base", base, "--name", "mine", "--steps", 1]
+    words += ["--device", "cpu", "--force", "--json"]
+    code, first, _ = command(*words)
+    assert code == 0
+    more = write_samples(data / "train", 7)
+    assert len(list(read_samples(more))) == 7
+    code, second, _ = command(*words)
+    assert code == 0
+    assert json.loads(second)["regions"]["train"] == json.loads(first)["regions"]["train"] + 1
+    assert len(list((home / "finetuning" / "mine").iterdir())) == 1
 
 
 def test_the_same_seed_gives_the_same_model_and_another_another(base, data, tmp_path):

@@ -5,6 +5,7 @@ run it, with its file in ``qupath.script.file``; a real server answers. There is
 the scripts' context is handed to them with a log in place of dialogs.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -230,6 +231,21 @@ def test_fine_tuning_saves_first_and_says_what_came_of_it(met):
     outcomes = ("ours can be chosen in Settings", "ours is no better", "ours was not", "command: ")
     assert said.startswith(outcomes)
     assert met["not_tuned"]["calls"] == []
+
+
+def test_regions_to_review_are_suggested_as_annotations(met):
+    new = [o for o in met["with_suggestions"] if o["pathClass"] == "PathoSAM: review"]
+    assert new and all(one["kind"] == "annotation" for one in new)
+    known = by_id(met["rolled_back"])
+    assert {i: o for i, o in by_id(met["with_suggestions"]).items() if i in known} == known
+    assert met["suggested"]["said"][0].startswith(f"{len(new)} regions in 1 image")
+    assert met["suggested"]["calls"] == ["save", "work", "reload"]
+
+
+def test_what_a_model_sees_otherwise_is_segmented_again_on_request(met):
+    assert re.match(r"\d+ of \d+ fields in 1 image differ", met["again"]["said"][0])
+    assert met["again"]["calls"][1:] == ["save", "work", "reload"]
+    assert len(met["not_again"]["calls"]) == 1
 
 
 def test_corrections_are_recorded(met):

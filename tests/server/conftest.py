@@ -16,7 +16,8 @@ def slides(tmp_path_factory):
 def live(tmp_path_factory, slides):
     """A server with the bundled model."""
     state = tmp_path_factory.mktemp("served") / "state"
-    server = LiveServer(state, roots=(IMAGES, slides))
+    home = {"PATHOSAM_HOME": str(state.with_name("home"))}
+    server = LiveServer(state, roots=(IMAGES, slides), environment=home)
     yield server
     server.end()
 

@@ -41,13 +41,22 @@ class Answer:
 class LiveServer:
     """``pathosam-qupath serve`` in a process of its own, with a state folder of its own."""
 
-    def __init__(self, folder, *words, roots=(IMAGES,), wait_for_model=True, wrapper=(), **process):
+    def __init__(
+        self,
+        folder,
+        *words,
+        roots=(IMAGES,),
+        wait_for_model=True,
+        wrapper=(),
+        environment=None,
+        **process,
+    ):
         self.folder = Path(folder)
         command = [*wrapper, sys.executable, "-m", "pathosam_qupath", "serve", "--port", "0"]
         command += ["--state", str(self.folder), "--device", "cpu", *map(str, words)]
         for root in roots:
             command += ["--root", str(root)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
         self.log = (self.folder.parent / f"{self.folder.name}.log").open("w+b")
         self.process = subprocess.Popen(
             command, stdout=self.log, stderr=self.log, env=environment, **process

@@ -15,6 +15,8 @@ REQUESTS = [
     schemas.RollbackJob,
     schemas.CollectJob,
     schemas.FinetuneJob,
+    schemas.SuggestJob,
+    schemas.RerunJob,
     schemas.PromptRequest,
     schemas.PromptModel,
     schemas.ChooseModelRequest,

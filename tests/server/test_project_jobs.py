@@ -1,8 +1,11 @@
 import time
+from dataclasses import replace
+from uuid import uuid4
 
 import pytest
 from ihc_project import IhcProject
 
+from pathosam_qupath.qupath.project import HierarchyChange
 from pathosam_qupath.run_record import open_run, run_ids
 
 
@@ -45,6 +48,49 @@ def test_a_project_is_segmented_and_the_run_undone(live, project):
     again = live.wait(submit(live, kind="rollback", project=str(project.path), run="last"))
     assert again["state"] == "failed"
     assert "undone already" in again["error"]["cause"]
+
+
+def test_the_loop_of_corrections_says_how_far_it_is(live, project):
+    words = {"images": ["ihc.png"], "annotations": ["all"], "mpp": 0.6}
+    assert live.wait(submit(live, kind="project", project=str(project.path), **words))["run"]
+
+    before = {str(o.id) for o in project.objects()}
+    job = submit(live, kind="suggest", project=str(project.path), count=2)
+    stages, done = watched(live, job)
+    assert done["state"] == "done", done
+    suggested = {s["annotation"] for s in done["result"]["suggestions"]}
+    assert {str(o.id) for o in project.objects()} - before == suggested
+    assert len(suggested) == 2
+
+    job = submit(live, kind="rerun", project=str(project.path))
+    _, done = watched(live, job)
+    assert done["state"] == "done", done
+    assert done["result"]["changes"][0]["changed"] == 0  # the same model
+    assert done["run"] is None
+
+    learn = {"kind": "finetune", "project": str(project.path), "name": "from-here"}
+    stages, done = watched(live, submit(live, **learn))
+    assert done["state"] == "failed"  # nothing was reviewed
+    assert "reviewed" in done["error"]["remedy"]
+    for one in project.objects():
+        if str(one.id) in suggested:
+            project.change(
+                HierarchyChange(annotations=(replace(one, id=uuid4(), name="reviewed"),))
+            )
+    stages, done = watched(live, submit(live, **learn))
+    assert done["result"]["name"] == "from-here", done
+    assert any(stage.startswith("step ") for stage in stages)
+
+
+def watched(live, job):
+    """The stages of a job until it ends, and its last state."""
+    stages, seen = set(), 0
+    while True:
+        now = live.get(f"/v1/jobs/{job}?wait=10&seen={seen}").json
+        seen = now["progress"]["change"]
+        stages.add(now["progress"]["stage"])
+        if now["state"] not in ("queued", "running"):
+            return stages, now
 
 
 def test_a_command_is_cancelled(live, project):

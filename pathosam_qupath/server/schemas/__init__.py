@@ -28,9 +28,11 @@ from pathosam_qupath.server.schemas.job_requests import (
     JobRequest,
     ProjectJob,
     RecordModel,
+    RerunJob,
     RollbackJob,
     SegmentJob,
     SegmentOptionsModel,
+    SuggestJob,
 )
 from pathosam_qupath.server.schemas.job_states import JobResponse, JobsResponse, ProgressModel
 from pathosam_qupath.server.schemas.models import (
@@ -78,10 +80,12 @@ __all__ = [
     "PromptResponse",
     "RecordModel",
     "Regions",
+    "RerunJob",
     "RollbackJob",
     "SegmentJob",
     "SegmentOptionsModel",
     "ShutdownResponse",
+    "SuggestJob",
     "UntouchedRequest",
     "UntouchedResponse",
     "WithdrawnRequest",

@@ -117,6 +117,33 @@ class FinetuneJob(BaseModel):
     what: Literal["class-head", "decoder", "all"] = "class-head"
 
 
+class SuggestJob(BaseModel):
+    """``pathosam-qupath corrections suggest``: what to review next, as annotations."""
+
+    model_config = request_like({"kind": "suggest", "project": "/projects/study", "count": 20})
+    kind: Literal["suggest"]
+    project: Text
+    count: Annotated[int, Field(ge=1, le=1000)] = 20
+    model: Name | None = Field(default=None, description="None: the one that is loaded.")
+    mpp: PixelSize | None = None
+
+
+class RerunJob(BaseModel):
+    """``pathosam-qupath corrections rerun``: segment again where a model's nuclei differ."""
+
+    model_config = request_like(
+        {"kind": "rerun", "project": "/projects/study", "model": "our-stain"}
+    )
+    kind: Literal["rerun"]
+    project: Text
+    model: Name | None = Field(default=None, description="None: the one that is loaded.")
+    threshold: Share = Field(
+        default=0.2, description="A field changes where more than this share of nuclei differs."
+    )
+    mpp: PixelSize | None = None
+
+
 JobRequest = Annotated[
-    SegmentJob | ProjectJob | RollbackJob | CollectJob | FinetuneJob, Field(discriminator="kind")
+    SegmentJob | ProjectJob | RollbackJob | CollectJob | FinetuneJob | SuggestJob | RerunJob,
+    Field(discriminator="kind"),
 ]

@@ -1,0 +1,15 @@
+// Marks the regions that are worth a correction next, as annotations to step through.
+import java.util.prefs.Preferences
+
+// QuPath tells a script its file, unless it is run from an unsaved tab; install_menu.groovy
+// remembers the folder for that case.
+String own = 'qupath.script.file'
+List<String> places = [
+    binding.hasVariable(own) ? new File((String) binding.getVariable(own)).parent : null,
+    Preferences.userRoot().node('pathosam-qupath').get('scripts', null),
+]
+String folder = places.find { String one -> one && new File(one, 'load.groovy').file }
+if (folder == null) {
+    throw new FileNotFoundException('load.groovy: run install_menu.groovy of the groovy_scripts folder once')
+}
+evaluate(new File(folder, 'load.groovy')).call('suggest_regions')
