@@ -46,7 +46,8 @@ class Nuclei {
 
     /** A feature as a detection. */
     static PathObject detection(Map feature, String run) {
-        Map properties = (feature.properties ?: [:]) as Map
+        // Groovy 5 (QuPath 0.7) takes map.properties for the properties of the map itself.
+        Map properties = (feature.get('properties') ?: [:]) as Map
         PathClass pathClass = pathClass(properties.classification as Map)
         Map measured = (properties.measurements ?: [:]) as Map
         MeasurementList measurements = MeasurementListFactory.createMeasurementList(measured.size(),

@@ -151,7 +151,7 @@ class Prompting {
     }
 
     private static Map<String, Double> measured(Map feature) {
-        Map<String, Object> given = feature.properties?.measurements ?: [:]
+        Map<String, Object> given = feature.get('properties')?.measurements ?: [:]
         given.findAll { String name, Object value -> value != null }
             .collectEntries { String name, Object value -> [name, value as double] }
     }

@@ -69,7 +69,7 @@ class Segmenting {
             run = run ?: job.run
             client.result(job.id) { Map feature ->
                 if (Nuclei.drawn(feature.geometry)) {
-                    nuclei << [detection: Nuclei.detection(feature, run), parent: feature.properties.parent]
+                    nuclei << [detection: Nuclei.detection(feature, run), parent: feature.get('properties').parent]
                 }
             }
         }

@@ -76,8 +76,8 @@ tell 'fractions', watch.fractions
 tell 'messages', watch.messages.unique()
 tell 'feature', features.first()
 tell 'ids', features*.id.unique().size()
-tell 'parents', features*.properties*.parent.unique()
-tell 'classes', features*.properties*.classification*.name.unique().sort()
+tell 'parents', features*.get('properties')*.parent.unique()
+tell 'classes', features*.get('properties')*.classification*.name.unique().sort()
 
 // The same from pixels that are sent.
 String sent = client.sendPixels([x: 100, y: 50, width: 512, height: 512, mpp: 0.6d],
