@@ -113,7 +113,7 @@ class Changes {
      */
     private static void deselect(PathObjectSelectionModel model, Set<PathObject> gone) {
         PathObject main = model.selectedObject
-        List<PathObject> rest = model.selectedObjects.findAll { PathObject one -> !gone.contains(one) } as List<PathObject>
+        Set<PathObject> rest = model.selectedObjects - gone
         model.setSelectedObjects(rest, gone.contains(main) ? rest.find() : main)
     }
 
