@@ -46,7 +46,7 @@ class Nuclei {
 
     /** A feature as a detection. */
     static PathObject detection(Map feature, String run) {
-        // Groovy 5 (QuPath 0.7) takes map.properties for the properties of the map itself.
+        // By get: for Groovy 5 (QuPath 0.7) the property of this name tells about the map itself.
         Map properties = (feature.get('properties') ?: [:]) as Map
         PathClass pathClass = pathClass(properties.classification as Map)
         Map measured = (properties.measurements ?: [:]) as Map

@@ -41,6 +41,14 @@ def test_scripts_are_ascii(path):
     path.read_text("ascii")
 
 
+@pytest.mark.parametrize(
+    "path", sorted(groovy_tools.SCRIPTS.rglob("*.groovy")), ids=lambda path: path.stem
+)
+def test_scripts_ask_maps_for_properties_by_get(path):
+    """Groovy 5 (QuPath 0.7) takes ``map.properties`` for the properties of the map itself."""
+    assert not re.search(r"(?<!System)\??\.properties\b|\['properties'\]", path.read_text("ascii"))
+
+
 def test_load_compiles_the_classes_of_its_own_folder(groovy, tmp_path):
     check = tmp_path / "check.groovy"
     check.write_text(
