@@ -175,12 +175,13 @@ def detections(count: int) -> gpd.GeoDataFrame:
     )
 
 
-def make_project(folder: Path) -> Path:
-    """Make a project with one plain image and no data, as QuPath writes it."""
+def make_project(folder: Path, image: Path | None = None) -> Path:
+    """Make a project with one image (None: a plain one) and no data, as QuPath writes it."""
     from PIL import Image
 
-    image = folder / "image.png"
-    Image.fromarray(np.full((SIDE, SIDE, 3), 240, np.uint8)).save(image)
+    if image is None:
+        image = folder / "image.png"
+        Image.fromarray(np.full((SIDE, SIDE, 3), 240, np.uint8)).save(image)
     builder = {
         "builderType": "uri",
         "providerClassName": "qupath.imagej.images.servers.ImageJServerBuilder",

@@ -6,7 +6,8 @@ command measures what is not there yet. Parts can be chosen with ``--parts``:
 
 ``runs``     runs over a project with one slide of each of ``--sides``, from the plan to the
              file in QuPath's format, with a cheap network and each backend;
-``bundled``  the same with the bundled model, the embedded backend;
+``bundled``  the same with the bundled model, the embedded backend, and slides that are
+             files, as a scanner stores them (tiles of JPEG);
 ``writing``  a slide of 32,768 × 32,768 pixels with each of ``--nuclei`` and each backend: what
              follows the network alone (blocks into the ledger, nuclei into record and file);
 ``slope``    runs over slides of ``--slope-sides``, of which ``--slope-share`` is tissue, with the
@@ -47,6 +48,7 @@ from typing import Any
 import numpy as np
 from backends import make_project
 from numpy.typing import NDArray
+from scaling import made_slide
 from segmentation import MirroredTissue, StainRule, shown
 
 Figures = dict[str, Any]
@@ -133,8 +135,10 @@ class Stages:
                 self.processor[stage] += time.thread_time() - processor
 
 
-def measure(side: int, share: float, backend: str, model_name: str, nuclei: int) -> Figures:
-    """Run over a project with one simulated slide, in this process."""
+def measure(
+    side: int, share: float, backend: str, model_name: str, nuclei: int, file: str | None = None
+) -> Figures:
+    """Run over a project with one slide, simulated or a file, in this process."""
     from pathosam_qupath import batch, block_workers, run_blocks, run_image, run_plan
     from pathosam_qupath.block_ledger import BlockLedger
     from pathosam_qupath.qupath.embedded_project import EmbeddedEntry
@@ -150,9 +154,10 @@ def measure(side: int, share: float, backend: str, model_name: str, nuclei: int)
         start_qupath()
     model = a_model(model_name)
     starting = time.perf_counter() - starting
-    slide = SimulatedSlide(side, share)
     stages = Stages()
-    SlideFile.open = lambda file: slide
+    if file is None:
+        slide = SimulatedSlide(side, share)
+        SlideFile.open = lambda file: slide
     for module in (run_plan, run_blocks):
         stages.timed("tissue", module, "tissue_of")
     stages.timed("stain", run_image, "stain_distance")
@@ -168,7 +173,8 @@ def measure(side: int, share: float, backend: str, model_name: str, nuclei: int)
     wall, processor = time.perf_counter(), time.process_time()
     with contextlib.ExitStack() as opened:
         folder = opened.enter_context(tempfile.TemporaryDirectory())
-        project = opened.enter_context(open_project(make_project(Path(folder)), backend))
+        image = None if file is None else Path(file)
+        project = opened.enter_context(open_project(make_project(Path(folder), image), backend))
         options = RunOptions(whole_image=True)
         record = batch.run(project, model, options, plan_run(project, options))
         [entry] = record.manifest.entries
@@ -246,8 +252,12 @@ def peak() -> float:
     return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def in_own_process(**given: Any) -> Figures:  # noqa: ANN401
-    """Figures of :func:`measure` in a process of its own."""
+def in_own_process(*, as_file: bool = False, **given: Any) -> Figures:  # noqa: ANN401
+    """Figures of :func:`measure` in a process of its own, of a slide in a file if asked."""
+    if as_file:
+        with tempfile.TemporaryDirectory() as folder:
+            file = made_slide(Path(folder) / "slide.tif", given["side"])
+            return in_own_process(**given, file=str(file))
     command = [sys.executable, __file__, "--measure", json.dumps(given)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -416,7 +426,9 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
 
     found: dict[str, Callable[[], list[Figures]]] = {
         "runs": lambda: [row(s, b) for s in arguments.sides for b in backends],
-        "bundled": lambda: [row(s, model="bundled") for s in arguments.sides],
+        "bundled": lambda: [
+            {**row(s, model="bundled", share=1.0), "as_file": True} for s in arguments.sides
+        ],
         "writing": lambda: [
             row(SIDE_OF_WRITING, b, nuclei=n) for n in arguments.nuclei for b in backends
         ],

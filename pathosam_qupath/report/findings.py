@@ -6,7 +6,7 @@ does not change them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,13 @@ if TYPE_CHECKING:
     from pathosam_qupath.qupath.project import Color, Entry, Project
     from pathosam_qupath.slide import Slide
 
-DETAILS = 3
-"""Close views of each image."""
+DETAIL_UM = 150.0
+"""Side of a close view."""
 
-DETAIL_UM, DETAIL_PIXELS, WHOLE_PIXELS = 150.0, 640, 1400
+_MANY = 60
+"""Images from which pictures get smaller, so that a browser can still open the page: it has about
+80 MB then, and hardly more with hundreds."""
+
 WHOLE = "whole image"
 
 
@@ -76,15 +79,39 @@ class ImageFindings:
 COLUMNS = ("image", "region", "class", "nuclei", "share", "region mm²", "per mm²", "median µm²")
 
 
-def findings(project: Project, record: RunRecord) -> list[ImageFindings]:
-    """What a run found in every image that it treated or meant to."""
+@dataclass(frozen=True)
+class Sizes:
+    """How large the pictures of an image are: pixels across, and how many close views."""
+
+    whole: int = 1400
+    detail: int = 640
+    details: int = 3
+
+    @classmethod
+    def of(cls, images: int) -> Sizes:
+        """Sizes with which the report of so many images can still be opened."""
+        if images <= _MANY:
+            return cls()
+        share = (_MANY / images) ** 0.5
+        return cls(max(480, round(1400 * share)), max(320, round(640 * share)), 1)
+
+
+def findings(project: Project, record: RunRecord) -> Iterator[ImageFindings]:
+    """What a run found in every image that it treated or meant to, one after the other."""
     entries = {entry.id: entry for entry in project.entries}
     colors = {**project.classes, **record.manifest.class_colors}
-    return [_of_image(entries.get(e.id), e, record, colors) for e in record.manifest.entries]
+    done = record.manifest.entries
+    sizes = Sizes.of(sum(e.state == "written" for e in done))
+    for e in done:
+        yield _of_image(entries.get(e.id), e, record, colors, sizes)
 
 
 def _of_image(
-    entry: Entry | None, done: EntryRecord, record: RunRecord, colors: Mapping[str, Color]
+    entry: Entry | None,
+    done: EntryRecord,
+    record: RunRecord,
+    colors: Mapping[str, Color],
+    sizes: Sizes,
 ) -> ImageFindings:
     nothing = pd.DataFrame(columns=list(COLUMNS))
     flags = [*([done.message] if done.message else []), *done.warnings]
@@ -96,7 +123,7 @@ def _of_image(
             return ImageFindings(done, nothing, flags=(*flags, "its predictions are gone"))
         mpp = record.manifest.options.get("mpp")
         with open_entry(entry, mpp) as slide:
-            return _seen(slide, entry.annotations(), nuclei, done, record, colors, flags)
+            return _seen(slide, entry.annotations(), nuclei, done, record, colors, flags, sizes)
     except PathosamError as error:
         return ImageFindings(done, nothing, flags=(*flags, str(error)))
 
@@ -109,6 +136,7 @@ def _seen(
     record: RunRecord,
     colors: Mapping[str, Color],
     flags: Sequence[str],
+    sizes: Sizes,
 ) -> ImageFindings:
     options = record.manifest.options
     size = (slide.width, slide.height)
@@ -124,7 +152,7 @@ def _seen(
     kinds = nuclei["classification"].to_numpy()
     checks = checks_of(slide, nuclei, areas, done)
     said = doubts(checks) if len(nuclei) else ["no nucleus was found"]
-    views = _views(slide, annotations, nuclei, colors)
+    views = _views(slide, annotations, nuclei, colors, sizes)
     tissue = record.load_picture(done.id, "tissue.jpg")
     if tissue is not None:
         views.append(View("what counted as tissue", tissue))
@@ -185,15 +213,16 @@ def _views(
     annotations: Sequence[PathObject],
     nuclei: gpd.GeoDataFrame,
     colors: Mapping[str, Color],
+    sizes: Sizes,
 ) -> list[View]:
     views = []
-    boxes: list[tuple[str, Box | None, int]] = [("whole image", None, WHOLE_PIXELS)]
+    boxes: list[tuple[str, Box | None, int]] = [("whole image", None, sizes.whole)]
     left, side = nuclei, DETAIL_UM / slide.mpp[0]
-    for number in range(1, DETAILS + 1):
+    for number in range(1, sizes.details + 1):
         box = busiest(left, side)
         if box is None:
             break
-        boxes.append((f"detail {number}", box, DETAIL_PIXELS))
+        boxes.append((f"detail {number}", box, sizes.detail))
         away = ~left.intersects(shapely.box(*box).buffer(side))
         left = left[away.to_numpy()]
     for title, box, width in boxes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,33 +31,46 @@ _BINS = 40
 _WIDE, _HIGH = 520, 150
 
 
-def page(manifest: RunManifest, found: Sequence[ImageFindings]) -> str:
-    """The HTML of a report."""
-    kinds = sorted({kind for f in found for kind in f.areas})
-    colors = class_palette(kinds, manifest.class_colors)
+def write_page(
+    file: BinaryIO, manifest: RunManifest, found: Iterable[ImageFindings]
+) -> list[ImageFindings]:
+    """Write the HTML of a report, holding the pictures of one image at a time.
+
+    Returns
+    -------
+    What was found, without pictures and areas.
+    """
     title = f"Run {manifest.run}"
     folder = files("pathosam_qupath.report")
     style = (folder / "report.css").read_text(encoding="utf-8")
     script = (folder / "report.js").read_text(encoding="utf-8")
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        f"<p class=facts>{escape(_facts(manifest))}</p>",
-        "<p class=notice>For research. Not a medical device, not for diagnosis.</p>",
-        _overview(found),
-        *[_image(f, colors, number) for number, f in enumerate(found)],
-        "<details><summary>Manifest</summary><pre>",
-        escape(json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=str)),
-        "</pre></details>",
-    ]
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width">'
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
-        "img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
-        f"<title>{escape(title)}</title><style>{style}</style></head><body><main>"
-        + "\n".join(body)
-        + f"</main><script>{script}</script></body></html>\n"
+    kept = []
+    with tempfile.TemporaryFile() as sections:  # the overview comes first, and is known last
+        for number, f in enumerate(found):
+            colors = class_palette(sorted(f.areas), manifest.class_colors)
+            sections.write(_image(f, colors, number).encode())
+            kept.append(replace(f, areas={}, views=()))
+        head = [
+            "<!doctype html><html lang=en><head><meta charset=utf-8>"
+            '<meta name=viewport content="width=device-width">'
+            "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; "
+            "img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'\">"
+            f"<title>{escape(title)}</title><style>{style}</style></head><body><main>"
+            f"<h1>{escape(title)}</h1>",
+            f"<p class=facts>{escape(_facts(manifest))}</p>",
+            "<p class=notice>For research. Not a medical device, not for diagnosis.</p>",
+            _overview(kept),
+        ]
+        file.write("\n".join(head).encode())
+        sections.seek(0)
+        shutil.copyfileobj(sections, file)
+    stored = json.dumps(asdict(manifest), indent=2, ensure_ascii=False, default=str)
+    tail = (
+        f"<details><summary>Manifest</summary><pre>{escape(stored)}</pre></details>"
+        f"</main><script>{script}</script></body></html>\n"
     )
+    file.write(tail.encode())
+    return kept
 
 
 def histogram(areas: Mapping[str, NDArray[np.float64]], colors: Mapping[str, Color]) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from pathosam_qupath.errors import UsageError
 from pathosam_qupath.qupath.atomic import replace_file
 from pathosam_qupath.report.findings import COLUMNS, ImageFindings, findings
-from pathosam_qupath.report.page import page
+from pathosam_qupath.report.page import write_page
 from pathosam_qupath.run_record import open_run
 
 if TYPE_CHECKING:
@@ -55,9 +55,11 @@ def write_report(project: Project, run: str, out: Path | None = None) -> Report:
             "it is a folder" if out.is_dir() else f"there is no folder {out.parent}",
             "Give the name of an HTML file in a folder that exists.",
         )
-    found = findings(project, record)
-    html = page(record.manifest, found)
-    replace_file(out, lambda file: file.write(html.encode()))
+    found: list[ImageFindings] = []
+    replace_file(
+        out,
+        lambda file: found.extend(write_page(file, record.manifest, findings(project, record))),
+    )
     paths = []
     for name, table in (("images", image_table(found)), ("classes", class_table(found))):
         for suffix in ("csv", "parquet"):

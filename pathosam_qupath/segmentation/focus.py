@@ -52,6 +52,10 @@ def is_blurred(rgb: NDArray[np.uint8], mpp: float) -> bool:
         mpp = _JUDGED_AT
     values = grey.astype(np.float32)
     low, middle, high = (cv2.GaussianBlur(values, (0, 0), scale / mpp) for scale in _SCALES)
-    if float(high.std()) < _LEAST_CONTRAST:
+    if _variance(high) < _LEAST_CONTRAST**2:
         return False
-    return float((low - middle).var()) < SHARP * float((middle - high).var())
+    return _variance(cv2.subtract(low, middle)) < SHARP * _variance(cv2.subtract(middle, high))
+
+
+def _variance(values: cv2.typing.MatLike) -> float:
+    return float(cv2.meanStdDev(values)[1].item()) ** 2

@@ -211,18 +211,23 @@ def _traced(
     tolerance: float,
 ) -> Objects:
     """The wanted objects of a window that have the size of a nucleus."""
-    sizes = np.bincount(found.labels.ravel(), minlength=found.count + 2)[1 : found.count + 1]
+    at = np.flatnonzero(found.labels != 0)
+    owner = found.labels.ravel()[at]
+    sizes = np.bincount(owner, minlength=found.count + 2)[1 : found.count + 1]
     wanted = wanted & (sizes >= max(parameters.min_size, 1))
     wanted &= (found.seed_boxes[:, 2:] - found.seed_boxes[:, :2] <= LARGEST_SEED).all(axis=1)
     number = np.zeros(found.count + 2, np.int32)
     number[1:-1] = np.where(wanted, np.cumsum(wanted), 0)
-    labels = number[found.labels]
+    owner = number[owner]
+    labels = np.zeros(found.labels.shape, np.int32)
+    labels.ravel()[at] = owner
+    at, owner = at[owner != 0], owner[owner != 0]
+    rows, columns = np.divmod(at, found.labels.shape[1])
     count = int(wanted.sum())
-    at = np.flatnonzero(labels)
-    owner = labels.ravel()[at]
     sums = np.zeros((count, len(class_maps)))
-    for channel, class_map in enumerate(class_maps):
-        sums[:, channel] = np.bincount(owner, class_map.ravel()[at], minlength=count + 1)[1:]
+    for channel in range(len(class_maps)):
+        values = class_maps[channel, rows, columns]
+        sums[:, channel] = np.bincount(owner, values, minlength=count + 1)[1:]
     return Objects(
         found.anchors[wanted] + np.array((box.x0, box.y0)),
         polygons(

@@ -19,8 +19,9 @@ import cv2
 import numpy as np
 import shapely
 from numpy.typing import NDArray
-from scipy import ndimage
 from shapely.geometry.base import BaseGeometry
+
+from pathosam_qupath.segmentation.watershed import boxes_around
 
 TOLERANCE = 0.5
 """Largest distance in pixels between the border and its thinned ring."""
@@ -90,13 +91,16 @@ def outlines(labels: NDArray[np.int32]) -> Rings:
     """Rings through the midpoints of the pixel sides around each label's largest piece."""
     chains: list[NDArray[np.int32]] = []
     corners: list[tuple[int, int]] = []
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
+    at = np.flatnonzero(labels != 0)
+    owner = labels.ravel()[at]
+    boxes = boxes_around(at, owner, int(owner.max(initial=0)) + 1, labels.shape[1])
+    for label, (x0, y0, x1, y1) in enumerate(boxes[1:].tolist(), start=1):
+        if not x1:
             raise ValueError(f"label {label} has no pixel")
-        crop = (labels[box] == label).view(np.uint8)
+        crop = (labels[y0:y1, x0:x1] == label).view(np.uint8)
         found, _ = cv2.findContours(crop, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         chains.append(found[0] if len(found) == 1 else max(found, key=_piece_size))
-        corners.append((box[1].start, box[0].start))
+        corners.append((x0, y0))
     if not chains:
         return Rings(np.zeros((0, 2), np.int32), np.zeros(1, np.int64), np.zeros((0, 2), np.int64))
     lengths = np.array([len(chain) for chain in chains], np.int64)

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathosam_qupath.segmentation.focus import is_blank
-from pathosam_qupath.segmentation.tiling import read_tile
+from pathosam_qupath.segmentation.tiling import Box
 
 if TYPE_CHECKING:
     from pathosam_qupath.segmentation.block_plan import BlockPlan
@@ -45,8 +45,9 @@ noise, above it are pigment, ink and folds."""
 _ENOUGH = 2000
 """Tissue pixels from which the features say something."""
 
-_TILES, _EVERY = 24, 4
-"""Tiles of a slide that are looked at, and every which of their pixels in x and y."""
+_TILES, _SIDE, _EVERY = 24, 320, 2
+"""Tiles of a slide that are looked at, the side of the square in the middle of each that is
+read, and every which of its pixels counts in x and y."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ def stain_distance(plan: BlockPlan) -> float | None:
 def _tissue_pixels(plan: BlockPlan) -> Iterator[NDArray[np.uint8]]:
     rows, columns = np.nonzero(plan.wanted)
     for at in np.unique(np.linspace(0, len(rows) - 1, min(_TILES, len(rows))).round().astype(int)):
-        rgb = read_tile(plan.pixels, plan.grid, (int(columns[at]), int(rows[at])))
+        tile = plan.grid.tile_box((int(columns[at]), int(rows[at])))
+        left, top = max(0, tile.width - _SIDE) // 2, max(0, tile.height - _SIDE) // 2
+        middle = Box(tile.x0 + left, tile.y0 + top, tile.x1 - left, tile.y1 - top)
+        rgb = plan.pixels.read(middle.x0, middle.y0, middle.width, middle.height)
         if not is_blank(rgb):
             yield rgb[::_EVERY, ::_EVERY].reshape(-1, 3)

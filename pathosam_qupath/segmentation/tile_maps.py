@@ -237,19 +237,20 @@ class TileMaps:
         (channels, height, width) float32; background (foreground 0, distances 1) where
         tiles are not wanted or blank. Thread-safe.
         """
-        maps = np.zeros((self.channels, box.height, box.width), np.float32)
-        maps[1:3] = 1
-        wanted = [tile for tile in self._grid.tiles_of(box) if self._wanted[tile[1], tile[0]]]
+        maps = np.empty((self.channels, box.height, box.width), np.float32)
+        tiles = list(self._grid.tiles_of(box))
         with self._lock:
-            known = {tile: self._held[strip, tile].maps for tile in wanted}
-        for tile in wanted:
-            tile_maps = known[tile]
-            if tile_maps is not None:
-                whole = self._grid.tile_box(tile)
-                part = whole.clipped(box)
-                rows, columns = part.slices(box)
-                rows_of_tile, columns_of_tile = part.slices(whole)
-                maps[:, rows, columns] = tile_maps[:, rows_of_tile, columns_of_tile]
+            known = {t: self._held[strip, t].maps for t in tiles if self._wanted[t[1], t[0]]}
+        for tile in tiles:
+            whole = self._grid.tile_box(tile)
+            part = whole.clipped(box)
+            inside = (slice(None), *part.slices(box))
+            tile_maps = known.get(tile)
+            if tile_maps is None:
+                maps[inside] = 0
+                maps[1:3][inside] = 1
+            else:
+                maps[inside] = tile_maps[(slice(None), *part.slices(whole))]
         return maps
 
     def check(self) -> None:

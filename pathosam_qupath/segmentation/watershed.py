@@ -126,17 +126,17 @@ def window_instances(
     is_seed = center < parameters.center_distance_threshold
     is_seed &= boundary < parameters.boundary_distance_threshold
     is_seed &= mask
-    pieces, n_pieces, first, boxes = _pieces(is_seed)
+    seeds = _seeds(is_seed)
     edge = _edge(mask.shape, open_sides)
-    is_cut = np.zeros(n_pieces + 1, bool)
-    is_cut[pieces[edge]] = True
-    is_cut[0] = False
-    count = int(n_pieces - is_cut.sum())
+    is_cut = np.zeros(seeds.count + 1, bool)
+    is_cut[seeds.owner[edge.ravel()[seeds.at]]] = True
+    count = int(seeds.count - is_cut.sum())
     whole = ~is_cut
     whole[0] = False
     edge_label = np.int32(count + 1)
     number = np.where(whole, np.cumsum(whole), np.where(is_cut, edge_label, 0)).astype(np.int32)
-    markers = number[pieces]
+    markers = np.zeros(mask.shape, np.int32)
+    markers.ravel()[seeds.at] = number[seeds.owner]
     edge &= mask & flood_edge
     markers[edge] = edge_label
     labels = _flooded(boundary, markers, mask, edge, origin)
@@ -144,14 +144,14 @@ def window_instances(
     if flood_edge:
         complete[_neighbours(labels, edge_label) - 1] = False
     width = mask.shape[1]
-    anchors = np.stack([first % width, first // width], axis=1)
+    anchors = np.stack([seeds.first % width, seeds.first // width], axis=1)
     return WindowInstances(
         labels=labels,
         count=count,
         anchors=anchors[whole[1:]],
         complete=complete,
-        seed_boxes=boxes[whole[1:]],
-        cut_boxes=boxes[is_cut[1:]],
+        seed_boxes=seeds.boxes[whole[1:]],
+        cut_boxes=seeds.boxes[is_cut[1:]],
     )
 
 
@@ -165,8 +165,7 @@ def _smoothed(
     inside = (slice(top, height - bottom), slice(left, width - right))
 
     def smooth(channel: int, sigma: float) -> NDArray[np.float32]:
-        smoothed = _gaussian(maps[channel], sigma) if sigma > 0 else maps[channel]
-        return np.ascontiguousarray(smoothed[inside])
+        return (_gaussian(maps[channel], sigma) if sigma > 0 else maps[channel])[inside]
 
     return (
         smooth(0, parameters.foreground_smoothing),
@@ -229,42 +228,73 @@ def _hash(positions: NDArray[np.int64], salt: int) -> NDArray[np.uint64]:
 
 def _neighbours(labels: NDArray[np.int32], label: np.int32) -> NDArray[np.int32]:
     """Labels, background excepted, that are 4-adjacent to pixels of ``label``."""
-    is_label = labels == label
-    rows = np.flatnonzero(is_label.any(axis=1))
-    if rows.size == 0:
-        return np.zeros(0, np.int32)
+    height, width = labels.shape
+    rows, columns = np.divmod(np.flatnonzero(labels == label), width)
     touching = [
-        labels[1:][is_label[:-1]],
-        labels[:-1][is_label[1:]],
-        labels[:, 1:][is_label[:, :-1]],
-        labels[:, :-1][is_label[:, 1:]],
+        labels[np.minimum(rows + 1, height - 1), columns],
+        labels[np.maximum(rows - 1, 0), columns],
+        labels[rows, np.minimum(columns + 1, width - 1)],
+        labels[rows, np.maximum(columns - 1, 0)],
     ]
     found = np.unique(np.concatenate(touching))
     return np.asarray(found[(found != 0) & (found != label)], np.int32)
 
 
-def _pieces(
-    is_seed: NDArray[np.bool_],
-) -> tuple[NDArray[np.int32], int, NDArray[np.int64], NDArray[np.int64]]:
-    """8-connected pieces, labelled 1…n in the row-major order of their first pixels.
+@dataclass(frozen=True, eq=False)
+class _Seeds:
+    """8-connected pieces, labelled 1…count in the row-major order of their first pixels.
+
+    Attributes
+    ----------
+    at, owner : (m,) row-major index and label of each pixel of a piece.
+    first : (count,) index of each piece's first pixel.
+    boxes : (count, 4) x0, y0, x1, y1 around each piece.
+    """
+
+    count: int
+    at: NDArray[np.int64]
+    owner: NDArray[np.int32]
+    first: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+
+
+def _seeds(is_seed: NDArray[np.bool_]) -> _Seeds:
+    # Nuclei are few pixels of a window: what is known of each of their pixels is much less
+    # than a number for every pixel, or the statistics of OpenCV, which look at all of them.
+    n, found = cv2.connectedComponents(is_seed.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+    at = np.flatnonzero(is_seed)
+    piece = found.ravel()[at]
+    first = np.zeros(n, np.int64)
+    first[piece[::-1]] = at[::-1]
+    order = 1 + np.argsort(first[1:])
+    number = np.zeros(n, np.int32)
+    number[order] = np.arange(1, n)
+    owner = number[piece]
+    boxes = boxes_around(at, owner, n, is_seed.shape[1])
+    return _Seeds(n - 1, at, owner, first[order], boxes[1:])
+
+
+def boxes_around(
+    at: NDArray[np.int64], owner: NDArray[np.int32], count: int, width: int
+) -> NDArray[np.int64]:
+    """Boxes x0, y0, x1, y1 around the pixels of each owner 0…count - 1.
+
+    Parameters
+    ----------
+    at : (m,) row-major index of each pixel in an image of that width, ``owner`` whose it is.
 
     Returns
     -------
-    pieces, n, the row-major index of each piece's first pixel, (n, 4) boxes x0, y0, x1, y1.
+    boxes : (count, 4); x1 is 0 where an owner has no pixel.
     """
-    count, found, stats, _ = cv2.connectedComponentsWithStats(
-        is_seed.view(np.uint8), connectivity=8, ltype=cv2.CV_32S
-    )
-    at = np.flatnonzero(is_seed)
-    first = np.zeros(count, np.int64)
-    first[found.ravel()[at[::-1]]] = at[::-1]
-    order = 1 + np.argsort(first[1:])
-    number = np.zeros(count, np.int32)
-    number[order] = np.arange(1, count)
-    corner = stats[order][:, [cv2.CC_STAT_LEFT, cv2.CC_STAT_TOP]].astype(np.int64)
-    size = stats[order][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
-    boxes = np.concatenate([corner, corner + size], axis=1)
-    return number[found], count - 1, first[order], boxes
+    rows, columns = np.divmod(at, width)
+    boxes = np.zeros((count, 4), np.int64)
+    boxes[:, :2] = np.iinfo(np.int64).max
+    np.minimum.at(boxes[:, 0], owner, columns)
+    np.minimum.at(boxes[:, 1], owner, rows)
+    np.maximum.at(boxes[:, 2], owner, columns + 1)
+    np.maximum.at(boxes[:, 3], owner, rows + 1)
+    return boxes
 
 
 def _flooded(
@@ -285,17 +315,17 @@ def _flooded(
     first : pixels that flood before all others.
     origin : x and y of the first pixel on the slide.
     """
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(
-        mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S
-    )
-    at = np.flatnonzero(markers)
-    piece, marker = pieces.ravel()[at], markers.ravel()[at]
+    count, pieces = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    inside = np.flatnonzero(mask)
+    owner, marker = pieces.ravel()[inside], markers.ravel()[inside]
+    marked = marker != 0
     one = np.zeros(count, np.int32)
-    one[piece] = marker
+    one[owner[marked]] = marker[marked]
     several = np.zeros(count, bool)
-    several[piece[marker != one[piece]]] = True
+    several[owner[marked & (marker != one[owner])]] = True
     one[several] = 0
-    labels: NDArray[np.int32] = one[pieces]
+    labels: NDArray[np.int32] = np.zeros(mask.shape, np.int32)
+    labels.ravel()[inside] = one[owner]
 
     def flood(wanted: NDArray[np.bool_], x: int, y: int) -> None:
         part = (slice(y, y + wanted.shape[0]), slice(x, x + wanted.shape[1]))
@@ -304,11 +334,14 @@ def _flooded(
         labels[part] += watershed(heights, markers[part], mask=wanted)  # type: ignore[no-untyped-call]
 
     contested = np.flatnonzero(several)
-    boxes = stats[contested]
-    alone = (boxes[:, cv2.CC_STAT_WIDTH] * boxes[:, cv2.CC_STAT_HEIGHT] + _CALL).sum()
-    if alone > mask.size:
+    if not contested.size:
+        return labels
+    fought = several[owner]
+    boxes = boxes_around(inside[fought], owner[fought], count, mask.shape[1])[contested]
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    if (sizes[:, 0] * sizes[:, 1] + _CALL).sum() > mask.size:
         flood(several[pieces], 0, 0)
     else:
-        for i, (x, y, width, height, _) in zip(contested.tolist(), boxes.tolist(), strict=True):
-            flood(pieces[y : y + height, x : x + width] == i, x, y)
+        for piece, (x0, y0, x1, y1) in zip(contested.tolist(), boxes.tolist(), strict=True):
+            flood(pieces[y0:y1, x0:x1] == piece, x0, y0)
     return labels

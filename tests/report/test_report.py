@@ -15,6 +15,7 @@ from ihc_project import MPP
 
 from pathosam_qupath.errors import UsageError
 from pathosam_qupath.report.checks import checks_of, doubts
+from pathosam_qupath.report.findings import Sizes
 from pathosam_qupath.report.page import histogram
 from pathosam_qupath.report.writing import write_report
 from pathosam_qupath.run_record import EntryRecord, open_run
@@ -111,6 +112,16 @@ def test_the_picture_of_the_tissue_is_in_the_report_of_a_whole_image(ihc, tmp_pa
     assert "what counted as tissue" in written.page.read_text(encoding="utf-8")
     images = pd.read_parquet(tmp_path / "whole-images.parquet")
     assert 0 < images["check tissue"].item() <= 1
+
+
+def test_pictures_of_hundreds_of_images_take_no_more_room_than_those_of_some():
+    def pixels(images):
+        sizes = Sizes.of(images)
+        return images * 2 * (sizes.whole**2 + sizes.details * sizes.detail**2)
+
+    assert Sizes.of(1) == Sizes.of(60) == Sizes()
+    assert pixels(200) < pixels(400) < pixels(60)
+    assert Sizes.of(5000).whole == 480
 
 
 def test_failed_images_are_in_the_report_with_their_reason(ihc, tmp_path):
