@@ -150,7 +150,10 @@ class Nuclei {
         if (then.size() != now.size() || then[0] != now[0] || then[NUMBERS] != now[NUMBERS]) {
             return false
         }
-        double tolerance = Math.max(TOLERANCE * object.ROI.length, TOLERANCE)
+        double length = object.ROI.length
+        // QuPath 0.7 gives no length for outlines of some shapes.
+        double around = Double.isNaN(length) ? 2 * (object.ROI.boundsWidth + object.ROI.boundsHeight) : length
+        double tolerance = TOLERANCE * Math.max(around, 1d)
         near(then[1], now[1], tolerance) && near(then[2], now[2], ROUNDED) && near(then[3], now[3], ROUNDED)
     }
 
