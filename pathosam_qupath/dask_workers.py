@@ -358,6 +358,8 @@ class DaskWorkers:
 
     def _drop(self, portions: Collection[_Given]) -> None:
         """Let Dask forget portions."""
+        if not portions:
+            return
         for given in portions:
             if given.fetched is not None:
                 given.fetched.cancel()
