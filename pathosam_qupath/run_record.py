@@ -23,7 +23,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -204,8 +204,14 @@ class RunRecord:
         path.parent.mkdir(parents=True, exist_ok=True)
         return store_nuclei(path, frames)
 
-    def load_predictions(self, entry_id: str) -> gpd.GeoDataFrame | None:
+    def load_predictions(
+        self, entry_id: str, columns: Sequence[str] | None = None
+    ) -> gpd.GeoDataFrame | None:
         """An image's nuclei as the run wrote them; None where the record has none.
+
+        Parameters
+        ----------
+        columns : those that are wanted, "geometry" among them; None: all.
 
         Raises
         ------
@@ -217,7 +223,7 @@ class RunRecord:
         if not path.exists():
             return None
         try:
-            return gpd.read_parquet(path)
+            return gpd.read_parquet(path, columns=None if columns is None else list(columns))
         except (ValueError, OSError) as error:
             raise RunError(
                 path,

@@ -118,7 +118,7 @@ def _of_image(
     if done.state != "written" or entry is None:
         return ImageFindings(done, nothing, flags=tuple(flags))
     try:
-        nuclei = record.load_predictions(done.id)
+        nuclei = record.load_predictions(done.id, ("geometry", "classification", "probability"))
         if nuclei is None:
             return ImageFindings(done, nothing, flags=(*flags, "its predictions are gone"))
         mpp = record.manifest.options.get("mpp")
