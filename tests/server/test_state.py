@@ -1,6 +1,8 @@
+import asyncio
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import pytest
 from live_server import LiveServer
 
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.server.serving import ServeOptions, _bound
 from pathosam_qupath.server.state import ServerState, StateFolder, new_token, read_state
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
@@ -102,3 +105,23 @@ def test_a_client_can_end_it(tmp_path):
 
 def test_tokens_differ():
     assert len({new_token() for _ in range(100)}) == 100
+
+
+def test_small_answers_are_sent_at_once():
+    sent_at_once = []
+
+    async def answer(_, writer):
+        accepted = writer.get_extra_info("socket")
+        sent_at_once.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def connect():
+        listening = _bound(ServeOptions(port=0))
+        async with await asyncio.start_server(answer, sock=listening):
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(connect())
+    assert len(sent_at_once) == 1
+    assert sent_at_once[0] != 0
