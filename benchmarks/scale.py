@@ -297,7 +297,7 @@ def line(row: Figures) -> str:
     cells = [
         f"{row['side']:,}²",
         f"{row['nuclei']:,}",
-        row["model"],
+        Path(row["model"]).stem,
         row["backend"],
         f"{row['seconds']:.1f} s",
         f"{row['nuclei per second']:,.0f}",
@@ -318,6 +318,7 @@ def main() -> None:
     parser.add_argument("--nuclei", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--slope-sides", type=int, nargs="+", default=[16384, 32768, 65536, 100000])
     parser.add_argument("--slope-share", type=float, default=0.25)
+    parser.add_argument("--model", default="bundled", help="of the part of that name")
     parser.add_argument("--share", type=float, default=1.0, help="of the slide that is tissue")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--backends", nargs="+", choices=["embedded", "paquo"], default=None)
@@ -427,7 +428,7 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
     found: dict[str, Callable[[], list[Figures]]] = {
         "runs": lambda: [row(s, b) for s in arguments.sides for b in backends],
         "bundled": lambda: [
-            {**row(s, model="bundled", share=1.0), "as_file": True} for s in arguments.sides
+            {**row(s, model=arguments.model, share=1.0), "as_file": True} for s in arguments.sides
         ],
         "writing": lambda: [
             row(SIDE_OF_WRITING, b, nuclei=n) for n in arguments.nuclei for b in backends
