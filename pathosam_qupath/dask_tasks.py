@@ -162,8 +162,17 @@ class _Held:
 _held = _Held()
 
 
-async def about(load: Loader, weights_hash: str) -> About | PathosamError:
-    """Load the model and say what this worker is; an error comes back as a value."""
+async def about(
+    load: Loader, weights_hash: str, dask_worker: Worker | None = None
+) -> About | PathosamError:
+    """Load the model and say what this worker is; an error comes back as a value.
+
+    Parameters
+    ----------
+    dask_worker : given by Dask to functions that have a parameter of this name.
+    """
+    if dask_worker is not None:
+        stop_sampling(dask_worker)
 
     def look() -> About | PathosamError:
         try:
@@ -182,6 +191,19 @@ async def about(load: Loader, weights_hash: str) -> About | PathosamError:
 
     # In a thread: the worker's loop must answer the scheduler while weights are read.
     return await asyncio.get_running_loop().run_in_executor(None, look)
+
+
+def stop_sampling(worker: Worker) -> None:
+    """End Dask's profiler in a worker.
+
+    A hundred times a second it asks Python for the frames of all threads, and Python 3.11 may
+    stand still for good in that, if a thread begins or memory is collected meanwhile
+    (https://github.com/python/cpython/issues/106883).
+    """
+    for name in ("profile", "profile-cycle"):
+        callback = worker.periodic_callbacks.pop(name, None)
+        if callback is not None:
+            callback.stop()
 
 
 def usable_cores() -> frozenset[int]:
@@ -318,8 +340,11 @@ def _opened(job: Job, worker: Worker) -> _Open:
     here = _held.images.get((thread, job.token))
     if here is not None:
         return here
-    for _, token in [key for key in list(_held.images) if key[0] == thread]:
-        _held.images.pop((thread, token)).slide.close()
+    with _held.lock:
+        others = [key for key in _held.images if key[0] == thread]
+        images = [_held.images.pop(key) for key in others]
+    for image in images:
+        image.slide.close()
     try:
         digest = image_digest(job.file.path)
         slide = job.file.open()
@@ -341,7 +366,8 @@ def _opened(job: Job, worker: Worker) -> _Open:
             "Let all workers see the same slides: keep them in a folder that is shared.",
         )
     here = _Open(slide, TileStore())
-    _held.images[thread, job.token] = here
+    with _held.lock:
+        _held.images[thread, job.token] = here
     return here
 
 

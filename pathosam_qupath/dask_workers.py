@@ -254,15 +254,19 @@ class DaskWorkers:
             if not numbers:
                 continue
             going.attempts += 1
-            future = self._client.submit(
-                compute,
-                self._plan_for(going, address).future,
-                numbers,
-                self._roster.threads(address),
-                key=f"{going.job.token}-{going.attempts}",
-                pure=False,
-                workers=[address],
-            )
+            try:
+                future = self._client.submit(
+                    compute,
+                    self._plan_for(going, address).future,
+                    numbers,
+                    self._roster.threads(address),
+                    key=f"{going.job.token}-{going.attempts}",
+                    pure=False,
+                    workers=[address],
+                )
+            except BaseException:
+                going.lanes.put_back(numbers)
+                raise
             given = going.given[numbers[0]] = _Given(address, numbers, future)
             future.add_done_callback(partial(self._portion_ended, going, given))
             return 1
@@ -457,7 +461,9 @@ class DaskWorkers:
 
 async def _fetch(client: Client, given: _Given) -> object:
     """A portion's result, or the exception that there is instead."""
-    found = await client.gather([given.future], errors="skip", asynchronous=True)
+    # Shielded: Dask lets portions travel together, and one may be given up without the others.
+    together = client.gather([given.future], errors="skip", asynchronous=True)
+    found = await asyncio.shield(together)
     return found[0] if found else await given.future.exception(asynchronous=True)
 
 

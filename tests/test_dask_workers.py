@@ -106,6 +106,18 @@ def test_two_workers_find_what_one_process_finds(client, expected):
         assert found.notes == ()
 
 
+def sampled(dask_worker):
+    """What of Dask's profiler a worker runs; in Python 3.11 it stops workers for good."""
+    return [name for name in dask_worker.periodic_callbacks if name.startswith("profile")]
+
+
+def test_workers_are_not_sampled_while_they_compute(lonely):
+    with joining(lonely, "first"):
+        assert set(*lonely.run(sampled).values()) == {"profile", "profile-cycle"}
+        with workers(lonely):
+            assert [*lonely.run(sampled).values()] == [[]]
+
+
 def test_regions_are_the_same_too(client):
     region = shapely.box(100, 50, 300, 400)
     with workers(client) as found, image(regions=[region]) as wanted:
