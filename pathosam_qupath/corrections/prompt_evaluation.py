@@ -1,7 +1,8 @@
 """How well prompts find nuclei: what `evaluate --prompts` adds to the report.
 
 Every nucleus is prompted once by each kind of prompt, and the answer's IoU with it counts,
-whatever it is: a nucleus that is not found counts as 0.
+whatever it is: a nucleus that is not found counts as 0. The answer is the piece of the mask
+that the prompt means, as a click in QuPath gives it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathosam_qupath.model.prompts import (
     TileEmbedding,
     promptable,
 )
+from pathosam_qupath.segmentation.prompting import meant_piece
 
 #: Kinds of prompts: the innermost point, a random point (the same in each repetition), and
 #: the tight box.
@@ -86,7 +88,8 @@ def prompted_ious(
     scaled = [p.scaled((width / size[0], height / size[1])) for p in prompts]
     ious = []
     for i, answered in enumerate(_answers(model, embedding, scaled)):
-        mask = answered.mask[: size[1], : size[0]].astype(np.uint8)
+        piece = meant_piece(answered.mask[: size[1], : size[0]], scaled[i])
+        mask = np.zeros(size[::-1], np.uint8) if piece is None else piece.astype(np.uint8)
         if factor != 1:
             mask = np.asarray(cv2.resize(mask, (width, height), interpolation=cv2.INTER_LINEAR))
         truth = sample.labels == nuclei[i // len(KINDS)][0]

@@ -28,6 +28,7 @@ from pathosam_qupath.corrections.simulated_prompts import Question, corrected, q
 from pathosam_qupath.corrections.training_config import PromptTraining
 from pathosam_qupath.model.compact_prompts import (
     CompactEmbedding,
+    Look,
     Window,
     around,
     drawn,
@@ -253,7 +254,9 @@ def _again(
         chance = rng.random()
         if chance < _NOT_AGAIN:
             continue
-        mask: NDArray[np.bool_] = on_tile(answer.cpu().numpy(), place, question.target.shape)
+        mask: NDArray[np.bool_] = on_tile(
+            [Look(answer.cpu().numpy(), place, 0.0)], question.target.shape
+        )
         if not mask.any():
             continue
         if chance < (1 + _NOT_AGAIN) / 2:

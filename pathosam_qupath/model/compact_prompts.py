@@ -3,8 +3,9 @@
 A tile's embedding holds the tile's pixels and maps beside the features at strides 4 and 8,
 in half precision. Each prompt is answered in a window around it
 (:mod:`pathosam_qupath.model.prompt_decoder`); an object that reaches the window's sides is
-asked for again in a window twice as wide. What was found is looked at a second time, as a rough
-mask beside the prompt, in a window around it.
+asked for again in a window twice as wide. What was found is looked at again, as a rough mask
+beside the prompt, in a window around it and in one twice as wide; the answer is the mean of
+these looks.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ from pathosam_qupath.model.prompts import Arrays, Prompt, PromptedMask, mask_box
 
 #: Windows that go through the decoder together.
 _TOGETHER = 16
+#: Pixels of the tile per pixel of the widest window.
+_WIDEST = 4
 #: Pixels of a window along its sides that an object which is not cut stays away from.
 _SIDE = 2
+#: Logit from which a pixel is the object's. Below 0 (a chance of 40 %): a mask that is a bit too
+#: large has more of its object than one that is as much too small. Chosen on `val`.
+_INSIDE = -0.4
+#: Logits beyond this are as sure as can be; outside of its window a look is sure of nothing there.
+_SURE = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,37 +118,59 @@ class Window:
     scale: int
 
 
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What the decoder makes of a prompt in a window.
+
+    Attributes
+    ----------
+    logits : (WINDOW, WINDOW) of the mask.
+    score : expected IoU, 0…1.
+    """
+
+    logits: NDArray[np.float32]
+    place: Window
+    score: float
+
+
 def answer(
     decoder: PromptDecoder, embedding: CompactEmbedding, prompts: Sequence[Prompt]
 ) -> list[PromptedMask]:
     """The object of each prompt; the decoder is fused and on the embedding's device."""
-    first = _looked_at(decoder, embedding, prompts)
-    seen = [i for i, answered in enumerate(first) if answered.mask.any()]
-    again = [replace(prompts[i], mask=first[i].mask) for i in seen]
-    for i, answered in zip(seen, _looked_at(decoder, embedding, again), strict=True):
-        if answered.mask.any():
-            first[i] = answered
-    return first
+    size = embedding.original_size
+    firsts = looked_at(decoder, embedding, prompts)
+    rough = (on_tile([first], size) for first in firsts)
+    again = {i: replace(prompts[i], mask=mask) for i, mask in enumerate(rough) if mask.any()}
+    near = dict(zip(again, looked_at(decoder, embedding, list(again.values())), strict=True))
+    wider = {
+        i: (prompt, around(prompt, 2 * near[i].place.scale))
+        for i, prompt in again.items()
+        if near[i].place.scale < _WIDEST
+    }
+    far = dict(zip(wider, _looks(decoder, embedding, list(wider.values())), strict=True))
+    found = []
+    for i, first in enumerate(firsts):
+        mask = on_tile([first, *(look[i] for look in (near, far) if i in look)], size)
+        found.append(PromptedMask(mask, near.get(i, first).score if mask.any() else 0.0))
+    return found
 
 
-def _looked_at(
+def looked_at(
     decoder: PromptDecoder, embedding: CompactEmbedding, prompts: Sequence[Prompt]
-) -> list[PromptedMask]:
+) -> list[Look]:
     """One look at each prompt, in as wide a window as its object needs."""
-    found: list[PromptedMask | None] = [None] * len(prompts)
+    found: dict[int, Look] = {}
     waiting = [(i, around(prompt)) for i, prompt in enumerate(prompts)]
     while waiting:
         now, waiting = waiting[:_TOGETHER], waiting[_TOGETHER:]
-        asked = [(prompts[i], place) for i, place in now]
-        for (i, place), (logits, score) in zip(
-            now, _decoded(decoder, embedding, asked), strict=True
-        ):
-            if place.scale < 4 and _is_cut(logits > 0, place, embedding.original_size):
+        looks = _looks(decoder, embedding, [(prompts[i], place) for i, place in now])
+        for (i, place), look in zip(now, looks, strict=True):
+            cut = _is_cut(look.logits > _INSIDE, place, embedding.original_size)
+            if cut and place.scale < _WIDEST:
                 waiting.append((i, around(prompts[i], 2 * place.scale)))
-                continue
-            mask = on_tile(logits, place, embedding.original_size)
-            found[i] = PromptedMask(mask, score if mask.any() else 0.0)
-    return [mask for mask in found if mask is not None]
+            else:
+                found[i] = look
+    return [found[i] for i in range(len(prompts))]
 
 
 def around(prompt: Prompt, scale: int = 1) -> Window:
@@ -150,12 +180,21 @@ def around(prompt: Prompt, scale: int = 1) -> Window:
     return Window(window_origin(((x0 + x1) / 2, (y0 + y1) / 2), scale), scale)
 
 
-def _decoded(
+def _looks(
     decoder: PromptDecoder,
     embedding: CompactEmbedding,
     asked: Sequence[tuple[Prompt, Window]],
-) -> list[tuple[NDArray[np.float32], float]]:
-    """Mask logits (WINDOW, WINDOW) and expected IoU of each prompt in its window."""
+) -> list[Look]:
+    """A look at each prompt in its window, some together."""
+    parts = (asked[start : start + _TOGETHER] for start in range(0, len(asked), _TOGETHER))
+    return [look for part in parts for look in _looks_together(decoder, embedding, part)]
+
+
+def _looks_together(
+    decoder: PromptDecoder,
+    embedding: CompactEmbedding,
+    asked: Sequence[tuple[Prompt, Window]],
+) -> list[Look]:
     pixels, middle, coarse, images = [], [], [], []
     for prompt, place in asked:
         pixels.append(window_pixels(embedding, place.origin, place.scale))
@@ -172,7 +211,8 @@ def _decoded(
     logits, quality = decoder(*inputs)
     scores = torch.sigmoid(quality.float()).cpu().numpy()
     masks = logits.float().cpu().numpy()
-    return [(mask, float(score)) for mask, score in zip(masks, scores, strict=True)]
+    places = (place for _, place in asked)
+    return [Look(*one) for one in zip(masks, places, scores.tolist(), strict=True)]
 
 
 def window_pixels(embedding: CompactEmbedding, origin: tuple[int, int], scale: int) -> Tensor:
@@ -213,16 +253,29 @@ def _is_cut(mask: NDArray[np.bool_], place: Window, size: tuple[int, int]) -> bo
     )
 
 
-def on_tile(logits: NDArray[np.float32], place: Window, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The object as a mask of the whole tile."""
-    side = WINDOW * place.scale
-    if place.scale > 1:
-        logits = np.asarray(cv2.resize(logits, (side, side)), np.float32)
+def on_tile(looks: Sequence[Look], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """The object that looks agree on in the mean, as a mask of the whole tile (height, width)."""
+    boxes = [_box(look.place, size) for look in looks]
+    top, left = (min(box[i] for box in boxes) for i in (0, 1))
+    bottom, right = (max(box[i] for box in boxes) for i in (2, 3))
+    total = np.full((bottom - top, right - left), -_SURE * len(looks), np.float32)
+    for look, (y0, x0, y1, x1) in zip(looks, boxes, strict=True):
+        side = WINDOW * look.place.scale
+        logits = look.logits
+        if look.place.scale > 1:
+            logits = np.asarray(cv2.resize(logits, (side, side)), np.float32)
+        x, y = look.place.origin
+        part = logits[y0 - y : y1 - y, x0 - x : x1 - x].clip(-_SURE, _SURE)
+        total[y0 - top : y1 - top, x0 - left : x1 - left] += part + _SURE
     mask = np.zeros(size, bool)
-    left, top = place.origin
-    rows = slice(max(top, 0), max(min(top + side, size[0]), 0))
-    columns = slice(max(left, 0), max(min(left + side, size[1]), 0))
-    mask[rows, columns] = (
-        logits[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] > 0
-    )
+    mask[top:bottom, left:right] = total > _INSIDE * len(looks)
     return mask
+
+
+def _box(place: Window, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of a window's part on the tile."""
+    left, top = place.origin
+    side = WINDOW * place.scale
+    y0, y1 = (min(max(y, 0), size[0]) for y in (top, top + side))
+    x0, x1 = (min(max(x, 0), size[1]) for x in (left, left + side))
+    return y0, x0, y1, x1

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Literal, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -165,6 +166,9 @@ class TileMaps:
         self._stopping = threading.Event()
         if on_cpu and "torch" in sys.modules:
             watch_layers()
+        # Tiles and blocks are spread over threads, so OpenCV needs none of its own; it hung when
+        # several of ours called it (seen with OpenCV 5.0, in evaluations).
+        cv2.setNumThreads(1)
         self._readers = ThreadPoolExecutor(read_threads, "read")
         self._network = ThreadPoolExecutor(
             threads, "network", initializer=one_thread_each if on_cpu else None

@@ -157,7 +157,7 @@ def test_a_folder_without_samples_is_refused(tmp_path):
         train(CONFIG, [tmp_path], tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["training.json"])
+@pytest.mark.parametrize("name", ["training.json", "continuation.json"])
 def test_the_bundled_configurations_are_readable(name):
     from pathosam_qupath.model import bundled_file
 

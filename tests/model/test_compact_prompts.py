@@ -11,7 +11,7 @@ import torch
 from pathosam_qupath.errors import ModelError
 from pathosam_qupath.model import load_model
 from pathosam_qupath.model.compact import CompactModel
-from pathosam_qupath.model.compact_prompts import _looked_at
+from pathosam_qupath.model.compact_prompts import Look, Window, _looks, around, looked_at, on_tile
 from pathosam_qupath.model.network import CompactNetwork, NetworkConfig
 from pathosam_qupath.model.prompt_decoder import (
     PROMPT_CHANNELS,
@@ -84,16 +84,32 @@ def test_answers_do_not_depend_on_what_else_is_asked(bundled, tile, embedding):
     assert bundled.prompt(embedding, []) == []
 
 
-def test_what_was_found_is_looked_at_a_second_time(bundled, tile, embedding):
+def test_what_was_found_is_looked_at_again_near_and_from_farther_away(bundled, tile, embedding):
     (row, column), *_ = tile[2]
     click = Prompt(points=((column + 0.5, row + 0.5),))
-    decoder = bundled._prompt_decoder()
+    decoder, size = bundled._prompt_decoder(), embedding.original_size
     with torch.inference_mode():
-        (first,) = _looked_at(decoder, embedding, [click])
-        (second,) = _looked_at(decoder, embedding, [replace(click, mask=first.mask)])
+        first = looked_at(decoder, embedding, [click])
+        again = replace(click, mask=on_tile(first, size))
+        (near,) = looked_at(decoder, embedding, [again])
+        (far,) = _looks(decoder, embedding, [(again, around(again, 2))])
     (answer,) = bundled.prompt(embedding, [click])
-    assert np.array_equal(answer.mask, second.mask)
-    assert answer.score == second.score
+    assert (near.place.scale, far.place.scale) == (1, 2)
+    assert np.array_equal(answer.mask, on_tile([*first, near, far], size))
+    assert answer.score == near.score
+
+
+def test_the_answer_is_where_looks_agree_in_the_mean():
+    def look(origin, logit, scale=1):
+        return Look(np.full((128, 128), logit, np.float32), Window(origin, scale), 0.5)
+
+    mask = on_tile([look((-64, 0), 5.0), look((0, 32), -6.0)], (256, 300))
+    assert not mask.any()  # and where the second sees nothing, it is sure that nothing is there
+    mask = on_tile([look((-64, 0), 5.0), look((0, 32), -4.0)], (256, 300))
+    assert mask[32:128, :64].all()
+    assert mask.sum() == 96 * 64
+    assert on_tile([look((200, 100), 1.0, 2)], (256, 300))[100:, 200:].all()
+    assert not on_tile([look((400, 0), 1.0)], (256, 300)).any()
 
 
 def test_an_embedding_comes_back_from_its_arrays(bundled, tile, embedding):
