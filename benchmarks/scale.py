@@ -6,8 +6,8 @@ command measures what is not there yet. Parts can be chosen with ``--parts``:
 
 ``runs``     runs over a project with one slide of each of ``--sides``, from the plan to the
              file in QuPath's format, with a cheap network and each backend;
-``bundled``  the same with the bundled model, the embedded backend, and slides that are
-             files, as a scanner stores them (tiles of JPEG);
+``bundled``  the same with the bundled model, and slides that are files, as a scanner stores
+             them (tiles of JPEG);
 ``writing``  a slide of 32,768 × 32,768 pixels with each of ``--nuclei`` and each backend: what
              follows the network alone (blocks into the ledger, nuclei into record and file);
 ``slope``    runs over slides of ``--slope-sides``, of which ``--slope-share`` is tissue, with the
@@ -41,7 +41,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -252,12 +252,20 @@ def peak() -> float:
     return most / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def in_own_process(*, as_file: bool = False, **given: Any) -> Figures:  # noqa: ANN401
-    """Figures of :func:`measure` in a process of its own, of a slide in a file if asked."""
+def in_own_process(
+    slide: Callable[[int], Path],
+    *,
+    as_file: bool = False,
+    **given: Any,  # noqa: ANN401
+) -> Figures:
+    """Figures of :func:`measure` in a process of its own.
+
+    Parameters
+    ----------
+    slide : gives the file of a slide by its side; asked for one with ``as_file``.
+    """
     if as_file:
-        with tempfile.TemporaryDirectory() as folder:
-            file = made_slide(Path(folder) / "slide.tif", given["side"])
-            return in_own_process(**given, file=str(file))
+        given["file"] = str(slide(given["side"]))
     command = [sys.executable, __file__, "--measure", json.dumps(given)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
@@ -331,17 +339,21 @@ def main() -> None:
     kept = Kept(arguments.json)
     print(f"{kept.machine['processor']}, {kept.machine['cores']} cores\n\n{HEAD}", flush=True)
     rows = {}
-    for part, wanted in _wanted(arguments).items():
-        rows[part] = []
-        for given in wanted:
-            rows[part].append(kept.figures(part, given, partial(in_own_process, **given)))
-            print(line(rows[part][-1]), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        slide = cache(lambda side: made_slide(Path(folder) / f"{side}.tif", side))
+        for part, wanted in _wanted(arguments).items():
+            rows[part] = []
+            for given in wanted:
+                measured = partial(in_own_process, slide, **given)
+                rows[part].append(kept.figures(part, given, measured))
+                print(line(rows[part][-1]), flush=True)
     for row in rows.get("bundled", []):
         lost = 1 - shares(row)["network"]
         of_work = 1 - row["processor seconds"]["network"] / row["processor seconds"]["all"]
         print(
-            f"\nBundled model, {row['side']:,}²: {lost:.1%} of the cores' time is not the "
-            f"network's ({shares(row)['idle']:.1%} idle; of the time used, {of_work:.1%})"
+            f"\nBundled model, {row['side']:,}², {row['backend']}: {lost:.1%} of the cores' time "
+            f"is not the network's ({shares(row)['idle']:.1%} idle; of the time used, "
+            f"{of_work:.1%})"
         )
     if len(rows.get("slope", [])) > 1:
         area = [row["megapixels"] for row in rows["slope"]]
@@ -428,7 +440,9 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
     found: dict[str, Callable[[], list[Figures]]] = {
         "runs": lambda: [row(s, b) for s in arguments.sides for b in backends],
         "bundled": lambda: [
-            {**row(s, model=arguments.model, share=1.0), "as_file": True} for s in arguments.sides
+            {**row(s, b, model=arguments.model, share=1.0), "as_file": True}
+            for s in arguments.sides
+            for b in backends
         ],
         "writing": lambda: [
             row(SIDE_OF_WRITING, b, nuclei=n) for n in arguments.nuclei for b in backends
