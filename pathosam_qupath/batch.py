@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pathosam_qupath import __version__
 from pathosam_qupath.block_workers import BlockWorkers, InProcess
 from pathosam_qupath.qupath.running import signs_of_qupath
-from pathosam_qupath.resuming import find_run, precision, reset_failed
+from pathosam_qupath.resuming import find_run, reset_failed
 from pathosam_qupath.run_image import FINAL, Work, treat
 from pathosam_qupath.run_lock import locked
 from pathosam_qupath.run_plan import EntryPlan, RunOptions
@@ -112,11 +112,7 @@ def run(
         created=utc_now(),
         project=str(project.path),
         backend=project.backend,
-        model={
-            **asdict(computing.info),
-            "device": computing.device,
-            "precision": precision(computing),
-        },
+        model={**asdict(computing.info), "device": computing.device},
         options=_stored(options),
         versions=versions(project),
         entries=tuple(_planned(plan) for plan in plans),

@@ -209,8 +209,8 @@ def _wrong_version(who: object, version: str | None) -> SchedulerError | None:
 
 def _unlike(worker: Known, said: About, first: About) -> SchedulerError | None:
     """Why a worker's blocks may not be put beside those of the first one."""
-    one = {"device": first.device, "numbers": first.dtype, "resolution": first.info.mpp}
-    other = {"device": said.device, "numbers": said.dtype, "resolution": said.info.mpp}
+    one = {"device": first.device, "resolution": first.info.mpp}
+    other = {"device": said.device, "resolution": said.info.mpp}
     one |= {"precision": first.info.precision, **first.versions}
     other |= {"precision": said.info.precision, **said.versions}
     differ = [

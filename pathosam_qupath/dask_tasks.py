@@ -25,7 +25,7 @@ from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.block_ledger import packed
 from pathosam_qupath.errors import ImageError, PathosamError, SchedulerError
-from pathosam_qupath.resuming import image_digest, precision
+from pathosam_qupath.resuming import image_digest
 from pathosam_qupath.segmentation.pipeline import (
     BlockPlan,
     Progress,
@@ -60,7 +60,7 @@ class About:
     ----------
     host : the computer's name.
     cores : numbers of the cores that it may use.
-    info, device, dtype : of the model it has loaded.
+    info, device : of the model it has loaded.
     processor : what the network runs on: the GPU, or the processor's instruction set.
     versions : of the libraries that outlines depend on.
     """
@@ -69,7 +69,6 @@ class About:
     cores: frozenset[int]
     info: ModelInfo
     device: str
-    dtype: str
     processor: str
     versions: Mapping[str, str | None]
 
@@ -184,7 +183,6 @@ async def about(
             cores=usable_cores(),
             info=model.info,
             device=model.device.partition(":")[0],
-            dtype=precision(model),
             processor=_processor(model.device),
             versions={name: _version(name) for name in LIBRARIES},
         )

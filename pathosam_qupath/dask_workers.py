@@ -62,7 +62,6 @@ class RemoteModel:
 
     info: ModelInfo
     device: str
-    dtype: str
 
 
 @dataclass(eq=False)
@@ -152,7 +151,7 @@ class DaskWorkers:
         self._block_seconds: float | None = None
         self._looked = self._seen = time.monotonic()
         first = self._roster.begin()
-        self.model = RemoteModel(first.info, first.device, first.dtype)
+        self.model = RemoteModel(first.info, first.device)
         self.notes = self._roster.notes
         self.tiles = 0
         self.computed: Counter[str] = Counter()

@@ -113,18 +113,13 @@ def block_identity(
             "weights_hash": model.info.weights_hash,
             "mpp": model.info.mpp,
             "device": model.device.partition(":")[0],
-            "precision": precision(model),
+            "precision": model.info.precision,
         },
         "options": chosen,
         "image": {"content": None if image is None else image_digest(image), "frame": seen},
         "annotations": region,
         "blocks": digest.hexdigest(),
     }
-
-
-def precision(model: ModelDescription) -> str:
-    """In which numbers a network computes, where it has a choice: its maps depend on it."""
-    return str(getattr(model, "dtype", "float32")).removeprefix("torch.")
 
 
 def image_digest(path: Path) -> str:

@@ -26,6 +26,7 @@ class CheapModel:
     device: str = "cpu"
     seconds: float = 0.0
     weights_hash: str = "0"
+    precision: str = "float32"
     tiles: list = field(default_factory=list)
     lock: Lock = field(default_factory=Lock, compare=False)
 
@@ -34,6 +35,7 @@ class CheapModel:
         return ModelInfo(
             name="cheap",
             weights_hash=self.weights_hash,
+            precision=self.precision,
             mpp=0.6,
             tile=96,
             halo=16,

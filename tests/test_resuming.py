@@ -158,15 +158,17 @@ def test_a_kill_around_the_write_neither_doubles_nor_loses_a_nucleus(ihc, writte
     assert ihc.data.read_bytes() == before
 
 
-def test_something_else_is_not_taken_up_and_the_difference_is_told(ihc):
+@pytest.mark.parametrize(("what", "now"), [("weights_hash", "1"), ("precision", "bfloat16")])
+def test_something_else_is_not_taken_up_and_the_difference_is_told(ihc, what, now):
     first = treat(ihc.path, ihc.moved, stop=StopAfter(2)).manifest.run
-    other = CheapModel(weights_hash="1")
+    other = CheapModel(**{what: now})
+    difference = f"{what}: {getattr(CheapModel(), what)} then, {now} now"
     seen = []
     second = treat(ihc.path, ihc.moved, model=other, resume="auto", report=seen.append)
     assert second.manifest.run != first
     [note] = [p.note for p in seen if p.note]
-    assert "model weights_hash: 0 then, 1 now" in note
-    with pytest.raises(RunError, match="weights_hash: 0 then, 1 now"):
+    assert f"model {difference}" in note
+    with pytest.raises(RunError, match=difference):
         treat(ihc.path, ihc.moved, model=other, resume=first)
     assert open_run(ihc.path, first).manifest.finished is None
 
