@@ -15,10 +15,11 @@ nobody corrected and on a set that has nothing to do with the corrections. Regio
 
 Everything is repeated with another third held out, so that after three repetitions each image
 was judged once. Called again it goes on where it was cut off, within a fine-tuning too.
-``figures.json`` in the folder holds every figure.
-``python benchmarks/corrections.py draw DIR/figures.json PICTURE`` draws the curves and prints
-them as a table; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do
-with what is wrong in them.
+``figures.json`` in the folder holds every figure;
+those of the documentation are in ``corrections.json`` beside this script.
+``python benchmarks/corrections.py draw FIGURES PICTURE`` draws the curves and prints them as a
+table; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do with what
+is wrong in them.
 """
 
 from __future__ import annotations
@@ -90,20 +91,22 @@ def main() -> None:
     run.add_argument("--out", type=Path, required=True, help="folder of the experiment")
     run.add_argument("--model", default="bundled")
     run.add_argument("--what", choices=("decoder", "all"), default="decoder")
-    run.add_argument("--steps", type=int, default=150, help="of a fine-tuning, at most")
+    run.add_argument("--steps", type=int, help="of a fine-tuning, at most, instead of the usual")
     run.add_argument("--rounds", type=int, nargs="+", default=ROUNDS)
     run.add_argument("--stories", nargs="+", default=["val", "consep"], choices=["val", "consep"])
     run.add_argument("--strategies", nargs="+", default=STRATEGIES, choices=STRATEGIES)
     run.add_argument("--thirds", type=int, nargs="+", default=THIRDS, choices=THIRDS)
     run.add_argument("--prompts", action="store_true", help="also train and score prompts")
-    run.add_argument("--replay", type=int, default=40, help="images of the base's training")
+    run.add_argument(
+        "--replay", type=int, default=40, help="images of the base's training, 0: none"
+    )
     run.add_argument("--rate", type=float, help="learning rate instead of the usual")
     run.set_defaults(do=run_stories)
     doubts = commands.add_parser("doubts", help="whether signs of doubt tell where errors are")
     doubts.add_argument("nuclei", type=Path, help="folder with train, val, consep")
     doubts.add_argument("--model", default="bundled")
     doubts.set_defaults(do=compare_doubts)
-    draw = commands.add_parser("draw", help="the curves as a picture")
+    draw = commands.add_parser("draw", help="the curves as a picture, and as a table")
     draw.add_argument("figures", type=Path)
     draw.add_argument("picture", type=Path)
     draw.set_defaults(do=_draw)
@@ -167,7 +170,7 @@ def _rounds(
         out = arguments.out / key
         began = time.monotonic()
         if key in done:
-            chosen, current = done[key]["chosen"], Path(done[key]["weights"])
+            chosen, current = done[key]["chosen"], arguments.out / done[key]["weights"]
             continue
         rest = [i for i in range(len(story.pool)) if i not in chosen]
         few = min(count - len(chosen), len(rest))
@@ -190,7 +193,7 @@ def _rounds(
             "regions": len(chosen),
             "nuclei": sum(len(np.unique(story.pool[i].labels)) - 1 for i in chosen),
             "chosen": chosen,
-            "weights": str(current),
+            "weights": current.relative_to(arguments.out).as_posix(),
             "seconds_choosing": round(choosing, 1),
             "seconds_learning": round(time.monotonic() - began, 1),
             "curve": [(p["step"], p["loss"], p["score"]) for p in curve],
@@ -207,9 +210,10 @@ def _choose(
         order = np.random.default_rng(story.third + 1).permutation(len(story.pool))
         return [int(i) for i in order if i in rest][:count]
     model = load_model(weights, "cpu")
-    doubts = [field_doubt(model, story.pool[i].image) for i in rest]
+    doubts = [field_doubt(model, region.image) for region in story.pool]
     looks = np.array([doubt.look for doubt in doubts])
-    return [rest[i] for i in choose_fields(rank_fields(doubts), looks, count)]
+    reviewed = [i for i in range(len(story.pool)) if i not in rest]
+    return [c.index for c in choose_fields(rank_fields(doubts), looks, count, reviewed)]
 
 
 def compare_doubts(arguments: argparse.Namespace) -> None:
@@ -226,7 +230,7 @@ def compare_doubts(arguments: argparse.Namespace) -> None:
             found = spearmanr([doubt.signs[sign] for doubt in doubts], errors).statistic
             print(f"  {sign:8s} rank correlation with the errors {found:+.2f}")
         looks = np.array([doubt.look for doubt in doubts])
-        first = choose_fields(rank_fields(doubts), looks, 10)
+        first = [c.index for c in choose_fields(rank_fields(doubts), looks, 10)]
         print(f"  the first ten that are suggested hold {errors[first].mean():.1f} errors each")
 
 
@@ -241,12 +245,21 @@ def _scored(weights: Path, story: Story, *, prompts: bool) -> dict[str, Any]:
     """The figures of a model on what is held out and on what may not be lost."""
     model: Any = load_model(weights, "cpu")
     result: dict[str, Any] = {
-        "held_out": evaluate_samples(model, story.held_out),
-        "regression": evaluate_samples(model, story.regression),
+        "held_out": _means(evaluate_samples(model, story.held_out)),
+        "regression": _means(evaluate_samples(model, story.regression)),
     }
     if prompts:
-        result["prompts"] = evaluate_prompts(model, story.held_out)
+        result["prompts"] = {"mean": evaluate_prompts(model, story.held_out)["mean"]}
     return result
+
+
+def _means(report: dict[str, Any]) -> dict[str, Any]:
+    """What the curves are made of: the means over all images, and over those of a source."""
+    means = {"mean": report["mean"], **report["sources"]}
+    return {
+        name: {key: None if mean[key] is None else round(mean[key], 4) for key in FIGURES}
+        for name, mean in means.items()
+    }
 
 
 def read_story(nuclei: Path, name: str, replayed: int, third: int) -> Story:
@@ -261,9 +274,9 @@ def read_story(nuclei: Path, name: str, replayed: int, third: int) -> Story:
     mosaics = [_known(sample) for sample in read_samples(nuclei / "consep")]
     unseen, seen = mosaics[2::3], [m for i, m in enumerate(mosaics) if i % 3 != 2]
     train = list(read_samples(nuclei / "train"))
-    some = train[:: max(1, round(len(train) / max(1, replayed - replayed // 4)))]
     # From all over CoNSeP: its first mosaics hold hardly anything but connective tissue.
-    replay = [*some, *seen[:: max(1, len(seen) // max(1, replayed // 4))]]
+    of_consep = replayed // 4
+    replay = [*_spread(train, replayed - of_consep), *_spread(seen, of_consep)]
     if name == "consep":
         pool = [s for i, s in enumerate(unseen) if i % 3 != third]
         return Story(name, third, _regions(pool), unseen[third::3], val, replay)
@@ -274,6 +287,11 @@ def read_story(nuclei: Path, name: str, replayed: int, third: int) -> Story:
         pool += [part for i, part in enumerate(parts) if i != third]
         held.append(parts[third])
     return Story(name, third, _regions(pool), held, unseen, replay)
+
+
+def _spread(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """So many of them, evenly spread."""
+    return [samples[int(i)] for i in np.linspace(0, len(samples) - 1, count).round()]
 
 
 def _thirds(sample: Sample) -> list[Sample]:
@@ -338,14 +356,14 @@ _STYLES = {"f1_50": "-", "msa": "--", "class_accuracy": ":"}
 
 
 def draw_curves(figures: dict[str, Any], picture: Path) -> None:
-    """Each figure over the number of corrected regions, a row per story."""
+    """Changes over the number of corrected regions, a row per story; bands are repetitions."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     results = figures["results"]
-    stories = [name for name in TITLES if any(key.startswith(f"{name}/") for key in results)]
+    stories = _told(results)
     figure, axes = pyplot.subplots(
         len(stories), 4, figsize=(13, 3.2 * len(stories)), squeeze=False, layout="constrained"
     )
@@ -353,53 +371,65 @@ def draw_curves(figures: dict[str, Any], picture: Path) -> None:
         for panel, (key, title) in zip(row, FIGURES.items(), strict=False):
             for strategy, color in COLORS.items():
                 x, values = _curve(results, story, strategy, "held_out", key)
-                panel.axhline(values[0].mean(), color="grey", linestyle=":", label=None)
-                panel.plot(x, values.mean(axis=1), "o-", color=color, label=strategy)
+                changes = 100 * (values - values[0])
+                panel.plot(x, changes.mean(axis=1), "o-", color=color, label=strategy)
                 panel.fill_between(
-                    x, values.min(axis=1), values.max(axis=1), color=color, alpha=0.12
+                    x, changes.min(axis=1), changes.max(axis=1), color=color, alpha=0.12
                 )
-            panel.set_title(f"{title}, held out", fontsize=10)
+            before = values[0].mean()
+            panel.set_title(f"{title}, held out ({before:.3f} before)", fontsize=10)
         panel = row[3]
         for key, title in FIGURES.items():
             for strategy, color in COLORS.items():
                 x, values = _curve(results, story, strategy, "regression", key)
-                change = 100 * (values - values[0]).mean(axis=1)
+                changes = 100 * (values - values[0]).mean(axis=1)
                 label = title if strategy == "suggested" else None
-                panel.plot(x, change, marker="o", color=color, linestyle=_STYLES[key], label=label)
-        panel.axhline(0, color="grey", linestyle=":")
+                panel.plot(x, changes, marker="o", color=color, linestyle=_STYLES[key], label=label)
         panel.axhline(-1, color="tab:red", linewidth=0.8, label="a point less")
-        panel.set_title("change on the regression set, points", fontsize=10)
+        panel.set_title("regression set", fontsize=10)
         panel.legend(fontsize=7)
         for panel in row:
+            panel.axhline(0, color="grey", linestyle=":")
             panel.set_xlabel("corrected regions")
             panel.grid(alpha=0.25)
-        row[0].set_ylabel(TITLES[story])
+        row[0].set_ylabel(f"{TITLES[story]}\nchange in points")
         row[0].legend(fontsize=8)
     figure.savefig(picture, dpi=110)
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    """The means over the repetitions, as Markdown."""
+    """The means over the repetitions, and the range of the changes, as Markdown."""
     results = figures["results"]
-    for story in (name for name in TITLES if f"{name}/0/base" in results):
+    for story in _told(results):
         print(
-            f"\n| {TITLES[story]} | F1@0.5 | mSA | class accuracy | regression set: F1@0.5 | mSA "
-            "| class accuracy |\n|---|---:|---:|---:|---:|---:|---:|"
+            f"\n| {TITLES[story]} | regions | F1@0.5 | mSA | class accuracy "
+            "| regression set: F1@0.5 | mSA | class accuracy |\n|---|" + 7 * "---:|"
         )
-        curves = {
-            strategy: [
+        for strategy in COLORS:
+            found = [
                 _curve(results, story, strategy, what, key)
                 for what in ("held_out", "regression")
                 for key in FIGURES
             ]
-            for strategy in COLORS
-        }
-        for strategy, found in curves.items():
             for i, count in enumerate(found[0][0]):
                 if count or strategy == "suggested":
-                    what = f"{count:.0f} regions, {strategy}" if count else "no fine-tuning"
-                    means = " | ".join(f"{values[i].mean():.3f}" for _, values in found)
-                    print(f"| {what} | {means} |")
+                    what = strategy if count else "no fine-tuning"
+                    cells = " | ".join(_cell(values, i) for _, values in found)
+                    print(f"| {what} | {count:.0f} | {cells} |")
+
+
+def _told(results: dict[str, Any]) -> list[str]:
+    """The stories that there are results of."""
+    return [name for name in TITLES if any(key.startswith(f"{name}/") for key in results)]
+
+
+def _cell(values: NDArray[np.float64], point: int) -> str:
+    """A figure, and the smallest and largest change of the repetitions, in points."""
+    mean = f"{values[point].mean():.3f}"
+    if point == 0:
+        return mean
+    changes = 100 * (values[point] - values[0])
+    return f"{mean} ({changes.min():+.1f} … {changes.max():+.1f})"
 
 
 def _curve(

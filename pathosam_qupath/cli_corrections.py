@@ -171,7 +171,7 @@ def suggest(
     path_map: PathMapOption = [],  # noqa: B006
     as_json: JsonOption = False,
 ) -> None:
-    """Mark what to review next: doubtful regions unlike each other, as annotations.
+    """Mark what to review next: regions that stand for most of the doubt, as annotations.
 
     They get the class `PathoSAM: review`; change it to `PathoSAM: reviewed` once it is done.
     Close the project in QuPath before.

@@ -101,7 +101,7 @@ def suggestions_table(report: SuggestReport) -> Group:
     for name in ("", "image", "x", "y", "score", *names):
         table.add_column(name, justify="left" if name == "image" else "right", overflow="fold")
     for s in report.suggestions:
-        signs = [f"{value:.2f}" for value in (s.score, *s.signs.values())]
+        signs = [f"{s.score:.1%}", *(f"{value:.2f}" for value in s.signs.values())]
         table.add_row(str(s.rank), Text(s.image), f"{s.box[0]:,.0f}", f"{s.box[1]:,.0f}", *signs)
     notes = [Text(problem, style="red") for problem in report.problems]
     if not report.written:

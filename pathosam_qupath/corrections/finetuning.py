@@ -31,8 +31,8 @@ BEST = "best.safetensors"
 FINISHED = "model.safetensors"
 """The best state with a prompt decoder that was trained on it."""
 
-_STEPS: dict[What, int] = {"class-head": 400, "decoder": 300, "lora": 300, "all": 400}
-_RATES: dict[What, float] = {"class-head": 2e-3, "decoder": 3e-4, "lora": 1e-4, "all": 3e-4}
+_STEPS: dict[What, int] = {"class-head": 400, "decoder": 150, "lora": 300, "all": 400}
+_RATES: dict[What, float] = {"class-head": 2e-3, "decoder": 5e-4, "lora": 1e-4, "all": 3e-4}
 _PROMPT_STEPS: dict[What, int] = {"class-head": 0, "decoder": 60, "lora": 0, "all": 120}
 
 

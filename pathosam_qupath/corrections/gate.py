@@ -191,7 +191,8 @@ def _finetune_sam(
             "PathoSAM's classes come from a decoder of their own, which is not fine-tuned here",
             "Take --what decoder, lora or all.",
         )
-    chosen = PathosamFinetuneOptions(options.what, options.seed, options.total)
+    steps = options.steps or PathosamFinetuneOptions.steps
+    chosen = PathosamFinetuneOptions(options.what, options.seed, steps)
     return finetune_pathosam(
         start.weights, data, out, chosen, decoder=start.decoder, device=device, progress=progress
     )

@@ -1,9 +1,10 @@
 """What to look at next: fields of view that are worth a correction, as annotations.
 
 The regions that runs treated are divided into fields; those that were reviewed or suggested
-already are left out. The model looks at each (at most at a given number, drawn at random), and
-the most doubtful ones that do not look alike become annotations of class ``PathoSAM: review``
-to step through in QuPath. Nothing that is in the project is changed.
+already are not suggested again. The model looks at each (at most at a given number, drawn at
+random), and those that together stand for most of the doubt, beside what was reviewed, become
+annotations of class ``PathoSAM: review`` to step through in QuPath. Nothing that is in the
+project is changed.
 """
 
 from __future__ import annotations
@@ -47,6 +48,9 @@ FIELD = 256
 COVERED = 0.6
 """Share of a field that has to lie in what is to be looked at."""
 
+REVIEWED_SHARE = 0.25
+"""Reviewed fields that are looked at too, at most, as a share of the others."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -55,7 +59,9 @@ class Suggestion:
     Attributes
     ----------
     annotation : id of the annotation.
-    score : 0…1, see :func:`~pathosam_qupath.corrections.uncertainty.rank_fields`.
+    score : share of the doubt about all fields that it stands for, beyond the reviewed ones and
+        the suggestions before it, see
+        :func:`~pathosam_qupath.corrections.uncertainty.choose_fields`.
     signs : of doubt, see :mod:`~pathosam_qupath.corrections.uncertainty`.
     box : left, top, right, bottom in slide pixels.
     """
@@ -75,7 +81,7 @@ class SuggestReport:
 
     Attributes
     ----------
-    looked_at : fields that the model saw, of ``fields`` that there are.
+    looked_at : fields that the model saw and that may be suggested, of ``fields`` that there are.
     written : whether the annotations are in the project.
     problems : images that could not be looked at, and why.
     """
@@ -92,6 +98,7 @@ class SuggestReport:
 class _Field:
     entry: int
     window: Window
+    reviewed: bool
 
 
 def suggest(
@@ -136,27 +143,32 @@ def suggest(
             mpp = image_mpp if image_mpp is not None else _told_mpp(project, found)
             with open_entry(entry, mpp) as slide:
                 scaled = slide.at(model.info.mpp)
-                area = _to_look_at(slide, entry, found)
-                fields += [_Field(len(entries), w) for w in field_windows(area, scaled.scale)]
+                for area, reviewed in _to_look_at(slide, entry, found):
+                    windows = field_windows(area, scaled.scale)
+                    fields += [_Field(len(entries), w, reviewed) for w in windows]
                 scales.append(scaled.scale)
             entries.append((entry, mpp))
         except PathosamError as error:
             problems.append(str(error))
             code = found.exit_code or error.exit_code
-    if not fields:
+    fresh = [field for field in fields if not field.reviewed]
+    if not fresh:
         raise UsageError(
             project.path,
             "; ".join(problems) or "everything was reviewed or suggested already",
             "Segment more, or delete suggestions in QuPath.",
         )
-    order = np.random.default_rng(seed).permutation(len(fields))[:at_most]
-    chosen = [fields[i] for i in sorted(order)]
-    doubts = _look(model, against, entries, chosen, progress)
-    scores = rank_fields(doubts)
-    best = choose_fields(scores, np.array([d.look for d in doubts]), count)
+    done = [field for field in fields if field.reviewed]
+    looked_at = _some(fresh, at_most, seed)
+    seen = [*looked_at, *_some(done, round(REVIEWED_SHARE * at_most), seed)]
+    # An image is opened once.
+    seen.sort(key=lambda field: field.entry)
+    doubts = _look(model, against, entries, seen, progress)
+    known = [i for i, field in enumerate(seen) if field.reviewed]
+    looks = np.array([doubt.look for doubt in doubts])
     suggestions = []
-    for rank, i in enumerate(best, start=1):
-        field, doubt = chosen[i], doubts[i]
+    for rank, choice in enumerate(choose_fields(rank_fields(doubts), looks, count, known), 1):
+        field, doubt = seen[choice.index], doubts[choice.index]
         entry, _ = entries[field.entry]
         box = slide_box(field.window, scales[field.entry]).bounds
         suggestions.append(
@@ -165,14 +177,16 @@ def suggest(
                 entry.id,
                 entry.name,
                 str(uuid4()),
-                round(float(scores[i]), 4),
+                round(choice.share, 4),
                 {name: round(value, 4) for name, value in doubt.signs.items()},
                 box,
             )
         )
     if write:
         _write(project, [entry for entry, _ in entries], suggestions)
-    return SuggestReport(tuple(suggestions), len(chosen), len(fields), write, tuple(problems), code)
+    return SuggestReport(
+        tuple(suggestions), len(looked_at), len(fresh), write, tuple(problems), code
+    )
 
 
 def field_windows(
@@ -204,13 +218,22 @@ def field_windows(
     return found
 
 
-def _to_look_at(slide: Slide, entry: Entry, found: EntryCorrections) -> BaseGeometry:
-    """What runs treated, less what was reviewed or suggested."""
+def _some(fields: Sequence[_Field], at_most: int, seed: int) -> list[_Field]:
+    """All of them, or a number of them that is drawn at random; in their order."""
+    order = np.random.default_rng(seed).permutation(len(fields))[:at_most]
+    return [fields[i] for i in sorted(order)]
+
+
+def _to_look_at(
+    slide: Slide, entry: Entry, found: EntryCorrections
+) -> tuple[tuple[BaseGeometry, bool], tuple[BaseGeometry, bool]]:
+    """What runs treated: the part that nobody reviewed and that was not suggested, the other."""
     frame = shapely.box(0, 0, slide.width, slide.height)
     treated = frame if found.treated is None else shapely.intersection(found.treated, frame)
     suggested = [a.geometry for a in entry.annotations() if a.classification == REVIEW]
     done = shapely.union_all([found.reviewed, *(shapely.make_valid(g) for g in suggested)])
-    return shapely.difference(treated, done)
+    left, reviewed = shapely.difference(treated, done), shapely.intersection(treated, done)
+    return (left, False), (reviewed, True)
 
 
 def _told_mpp(project: Project, found: EntryCorrections) -> float | None:

@@ -18,7 +18,7 @@ field are (on images with known nuclei the latter says nothing about the number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -37,6 +37,9 @@ SMALLER = 0.8
 
 SEED_STEP = 0.1
 """How far the threshold of the seeds is moved both ways."""
+
+ALIKE = 0.5
+"""Fields that are this share of the usual distance apart, as they look, look rather alike."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,31 +108,59 @@ def rank_fields(fields: Sequence[FieldDoubt]) -> NDArray[np.float64]:
     return found
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A field that was chosen.
+
+    Attributes
+    ----------
+    index : of the field.
+    share : of what all fields together stand for, what this one adds to those before it.
+    """
+
+    index: int
+    share: float
+
+
 def choose_fields(
-    scores: NDArray[np.float64], looks: NDArray[np.float64], count: int, diversity: float = 0.5
-) -> list[int]:
-    """Indices of fields to look at: doubtful ones that do not look alike, best first.
+    scores: NDArray[np.float64],
+    looks: NDArray[np.float64],
+    count: int,
+    reviewed: Collection[int] = (),
+) -> list[Choice]:
+    """The fields that together stand for most of the doubt, best first.
+
+    A field stands for another one as far as they look alike and it is itself in doubt: what is
+    learnt from it helps there. The next one chosen is always the one that adds most to what the
+    reviewed and the chosen ones stand for. Doubt alone would choose fields of one kind, and
+    unlikeness alone those that no other looks like (B. Mirzasoleiman et al., *Coresets for
+    data-efficient training*, ICML 2020, choose training data so).
 
     Parameters
     ----------
     scores : (n,) as :func:`rank_fields` gives them.
     looks : (n, features).
-    diversity : what being unlike everything chosen so far counts beside the score.
+    reviewed : indices of fields that were reviewed already; they are not chosen.
     """
     spread = looks.std(axis=0)
     scaled = (looks - looks.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
-    nearest = np.full(len(scores), np.inf)
-    chosen: list[int] = []
-    while len(chosen) < min(count, len(scores)):
-        unlike = np.zeros(len(scores))
-        if chosen:
-            farthest = nearest.max()
-            unlike = nearest / farthest if farthest > 0 else unlike
-        worth = scores + diversity * unlike
-        worth[chosen] = -np.inf
-        best = int(worth.argmax())
-        chosen.append(best)
-        nearest = np.minimum(nearest, np.linalg.norm(scaled - scaled[best], axis=1))
+    distances = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
+    apart = distances[distances > 0]
+    reach = ALIKE * float(np.median(apart)) if apart.size else 1.0
+    alike = np.exp(-0.5 * (distances / reach) ** 2)
+    helps = alike * scores[:, None] * scores[None, :]  # what field i does for field j
+    done = helps[sorted(reviewed)].max(axis=0, initial=0.0)
+    everything = float(helps.max(axis=0, initial=0.0).sum())
+    free = np.ones(len(scores), bool)
+    free[sorted(reviewed)] = False
+    chosen: list[Choice] = []
+    while len(chosen) < count and free.any():
+        gains = np.where(free, np.maximum(helps - done, 0.0).sum(axis=1), -1.0)
+        best = int(gains.argmax())
+        share = float(gains[best]) / everything if everything > 0 else 0.0
+        chosen.append(Choice(best, share))
+        done = np.maximum(done, helps[best])
+        free[best] = False
     return chosen
 
 

@@ -115,13 +115,31 @@ def test_ranks_do_not_depend_on_scales():
     assert rank_fields([]).size == 0
 
 
-def test_what_is_chosen_does_not_look_alike():
+def chosen(*words):
+    return [choice.index for choice in choose_fields(*words)]
+
+
+def test_what_is_chosen_stands_for_most_of_the_doubt():
+    scores = np.array([0.9, 0.89, 0.88, 0.6, 0.1])
+    looks = np.array([[0.0], [0.01], [0.02], [5.0], [9.0]])
+    assert chosen(scores, looks, 2)[1] == 3  # the three others are one kind of field
+    assert sorted(chosen(scores, looks, 9)) == [0, 1, 2, 3, 4]
+    shares = [choice.share for choice in choose_fields(scores, looks, 5)]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(1.0)
+    # A kind that many fields are of comes before a rare one in a little more doubt.
+    common = np.array([[0.0], [0.1], [0.2], [0.3], [5.0]])
+    assert chosen(np.array([0.5, 0.5, 0.5, 0.5, 0.6]), common, 1)[0] < 4
+
+
+def test_what_looks_like_reviewed_fields_comes_later():
     scores = np.array([0.9, 0.89, 0.88, 0.6])
     looks = np.array([[0.0], [0.01], [0.02], [5.0]])
-    assert choose_fields(scores, looks, 2) == [0, 3]
-    assert choose_fields(scores, looks, 2, diversity=0) == [0, 1]
-    assert sorted(choose_fields(scores, looks, 9)) == [0, 1, 2, 3]
-    assert len(choose_fields(scores, np.zeros((4, 1)), 3)) == 3
+    assert chosen(scores, looks, 9, [1])[0] == 3
+    assert 1 not in chosen(scores, looks, 9, [1])
+    assert chosen(scores, looks, 9, [0, 1, 2, 3]) == []
+    assert len(chosen(scores, np.zeros((4, 1)), 3)) == 3
+    assert len(chosen(np.zeros(4), looks, 3)) == 3
 
 
 def test_blurred_nuclei_are_more_doubtful_than_sharp_ones(bundled_model):
