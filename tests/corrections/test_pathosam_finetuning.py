@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_only_what_is_asked_for_learns_and_the_result_is_a_checkpoint(samples, t
         assert any("mlp" in key for key in sam)
     model = load_pathosam("checkpoint", checkpoint=new, device="cpu", exact=True)
     assert model.tile_maps(samples[0].image).shape == (3, 128, 128)
+
+
+def test_blocks_learn_the_slower_the_farther_they_are_from_the_decoder(samples, tmp_path):
+    options = replace(SMALL, what="all", steps=1)
+    new = finetune_pathosam(TINY, learning(samples), tmp_path / "run", options)
+    before, after = states(TINY)[0], states(new)[0]
+    moved: dict[int, float] = {}
+    for key in changed(before, after):
+        if key.startswith("image_encoder.blocks."):
+            block = int(key.split(".")[2])
+            by = float((after[key] - before[key]).abs().max())
+            moved[block] = max(by, moved.get(block, 0.0))
+    steps = [moved[block] for block in sorted(moved)]  # of AdamW's first step: the rates
+    assert len(steps) > 1
+    assert [a / b for a, b in pairwise(steps)] == pytest.approx([0.8] * (len(steps) - 1), rel=0.05)
 
 
 def test_the_loss_falls(samples, tmp_path):
