@@ -102,7 +102,8 @@ def finetune_and_judge(
     split = split_data(data)
     replayed = [] if replay is None else list(read_samples(replay))
     folders = [*sample_folders(data), *([] if replay is None else [replay])]
-    identity = f"{folder_hash(folders)} {file_sha256(start.weights)}"
+    data_hash, parent_hash = folder_hash(folders), file_sha256(start.weights)
+    identity = f"{data_hash} {parent_hash}"
     learning = FinetuneData(split.train, split.stopping, replayed, own_types(data), identity)
     out = _run_folder(name, options, identity)
     if start.compact:
@@ -145,8 +146,7 @@ def finetune_and_judge(
         (*split.notes, *against),
     )
     if adopted:
-        hashes = file_sha256(new_weights), file_sha256(start.weights)
-        card = _card(report, options, *hashes, identity)
+        card = _card(report, options, file_sha256(new_weights), parent_hash, data_hash)
         model = adopt(name, new_weights, {**card, "classes": new.info.classes, "mpp": new.info.mpp})
         report = replace(report, weights=str(model.path))
     return report

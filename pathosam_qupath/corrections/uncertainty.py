@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 from pathosam_qupath.corrections.evaluation import predict_image
 from pathosam_qupath.model.interface import NucleusModel
@@ -144,7 +145,7 @@ def choose_fields(
     """
     spread = looks.std(axis=0)
     scaled = (looks - looks.mean(axis=0)) / np.where(spread > 1e-9, spread, 1.0)
-    distances = np.linalg.norm(scaled[:, None] - scaled[None], axis=2)
+    distances = cdist(scaled, scaled)
     apart = distances[distances > 0]
     reach = ALIKE * float(np.median(apart)) if apart.size else 1.0
     alike = np.exp(-0.5 * (distances / reach) ** 2)

@@ -23,7 +23,12 @@ from pathosam_qupath.corrections.samples import read_samples
 from pathosam_qupath.errors import ModelError, UsageError
 from pathosam_qupath.model import load_model
 from pathosam_qupath.model.network import CompactNetwork, NetworkConfig
-from pathosam_qupath.model.weights import CompactDescription, load_weights, save_weights
+from pathosam_qupath.model.weights import (
+    CompactDescription,
+    file_sha256,
+    load_weights,
+    save_weights,
+)
 
 SMALL = {"batch": 2, "side": 64}
 
@@ -281,6 +286,9 @@ def test_a_model_that_nothing_speaks_for_is_not_adopted_unless_forced(
     card = json.loads((home / "models" / "mine" / "card.json").read_text())
     assert card["forced"]
     assert card["parent"] == str(base)
+    assert card["parent_sha256"] == file_sha256(base)
+    assert len(card["data_sha256"]) == 64
+    assert card["regions"] == {"train": 1, "stopping": 0, "judging": 0, "replay": 0}
     assert load_model("mine", "cpu").info.name == "mine"
     _, out, _ = command("models", "list", "--json")
     assert "worse" in {m["name"]: m for m in json.loads(out)}["mine"]["description"]
