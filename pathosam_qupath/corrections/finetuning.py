@@ -33,6 +33,7 @@ FINISHED = "model.safetensors"
 
 _STEPS: dict[What, int] = {"class-head": 400, "decoder": 150, "lora": 300, "all": 400}
 _RATES: dict[What, float] = {"class-head": 2e-3, "decoder": 5e-4, "lora": 1e-4, "all": 3e-4}
+_WAYS: dict[What, float] = {"decoder": 0.5}
 _PROMPT_STEPS: dict[What, int] = {"class-head": 0, "decoder": 60, "lora": 0, "all": 120}
 
 
@@ -45,6 +46,8 @@ class FinetuneOptions:
     what : "lora" is for SAMs (:mod:`~pathosam_qupath.corrections.pathosam_finetuning`).
     steps, learning_rate, prompt_steps : None: what suits ``what``; the last are those of the
         prompt decoder, and it stays as it is with 0.
+    way : how far from the base what is kept lies, 1: where learning went; None: what suits
+        ``what``.
     batch, side : crops per step, pixels of a crop's side.
     validate_every : steps between validations, where a killed run goes on.
     patience : validations without progress after which it ends.
@@ -59,6 +62,7 @@ class FinetuneOptions:
     validate_every: int = 50
     patience: int = 4
     prompt_steps: int | None = None
+    way: float | None = None
 
     @property
     def total(self) -> int:
@@ -69,6 +73,11 @@ class FinetuneOptions:
     def rate(self) -> float:
         """The learning rate."""
         return self.learning_rate or _RATES[self.what]
+
+    @property
+    def kept_way(self) -> float:
+        """How far from the base what is kept lies."""
+        return _WAYS.get(self.what, 1.0) if self.way is None else self.way
 
     @property
     def prompt_total(self) -> int:

@@ -1,6 +1,8 @@
 """What every fine-tuning has in common, whatever network it is of.
 
-The learning rate falls to a tenth. What is scored and kept is a running average of the weights.
+The learning rate falls to a tenth. What is scored and kept is a running average of the weights,
+or a state between the base and that average: so more of what the base can do elsewhere is left
+(M. Wortsman et al., *Robust fine-tuning of zero-shot models*, CVPR 2022).
 Batches are functions of seed and step, so a run that was killed and is called again ends as if
 it had not been. It ends early where nothing has been gained for a while; the state it begins
 with is the first that counts.
@@ -73,6 +75,8 @@ class LearningRun(ABC):
     groups : what learns, with learning rates, as an optimizer takes them.
     out : folder of the run.
     identity : what a checkpoint must be of to be gone on with.
+    way : share of the way from the weights that it begins with to the averaged ones, where what
+        is scored and kept lies.
     """
 
     largest_gradient = 2.0
@@ -84,12 +88,15 @@ class LearningRun(ABC):
         out: Path,
         identity: str,
         device: str,
+        way: float = 1.0,
     ) -> None:
         self.out, self.schedule, self.device = out, schedule, device
         self.optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
         self.rates = [float(group["lr"]) for group in groups]
         self.learning = [p for group in groups for p in group["params"]]
         self.average = [p.detach().clone() for p in self.learning]
+        self.way = way
+        self.start = [p.detach().clone() for p in self.learning] if way < 1.0 else []
         self.step, self.seconds = 0, 0.0
         self.best, self.best_step, self.since_best = float("-inf"), 0, 0
         self._identity = identity
@@ -187,12 +194,17 @@ class LearningRun(ABC):
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """While the network has the averaged weights."""
+        """While the network has the weights that are scored and kept."""
+        average = self.average
+        if self.start:
+            pairs = zip(self.start, average, strict=True)
+            self.average = [torch.lerp(start, end, self.way) for start, end in pairs]
         self._exchange()
         try:
             yield
         finally:
             self._exchange()
+            self.average = average
 
     def _exchange(self) -> None:
         for parameter, kept in zip(self.learning, self.average, strict=True):

@@ -241,6 +241,24 @@ def test_the_same_seed_gives_the_same_model_and_another_another(base, data, tmp_
     assert one.read_bytes() == two.read_bytes() != other.read_bytes()
 
 
+def test_what_is_kept_lies_on_the_way_from_the_base(base, data, tmp_path):
+    nothing_held_out = learning(data, stopping=[])
+    options = FinetuneOptions("decoder", steps=4, validate_every=2, **SMALL)
+    old, half, whole = (
+        state(base),
+        state(finetune(base, nothing_held_out, tmp_path / "half", options, name="n")),
+        state(
+            finetune(
+                base, nothing_held_out, tmp_path / "whole", replace(options, way=1.0), name="n"
+            )
+        ),
+    )
+    assert any(not torch.equal(old[name], whole[name]) for name in old)
+    for name in old:
+        between = (old[name].double() + whole[name].double()) / 2
+        torch.testing.assert_close(half[name].double(), between, atol=1e-6, rtol=1e-5)
+
+
 def test_another_run_in_the_folder_is_refused(base, data, tmp_path):
     options = FinetuneOptions("decoder", steps=2, validate_every=2, **SMALL)
     finetune(base, learning(data), tmp_path / "run", options, name="n")
