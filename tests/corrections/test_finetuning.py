@@ -242,21 +242,18 @@ def test_the_same_seed_gives_the_same_model_and_another_another(base, data, tmp_
 
 
 def test_what_is_kept_lies_on_the_way_from_the_base(base, data, tmp_path):
+    options = FinetuneOptions("decoder", steps=4, validate_every=2, learning_rate=0.02, **SMALL)
     nothing_held_out = learning(data, stopping=[])
-    options = FinetuneOptions("decoder", steps=4, validate_every=2, **SMALL)
-    old, half, whole = (
-        state(base),
-        state(finetune(base, nothing_held_out, tmp_path / "half", options, name="n")),
-        state(
-            finetune(
-                base, nothing_held_out, tmp_path / "whole", replace(options, way=1.0), name="n"
-            )
-        ),
+    half, whole = (
+        state(finetune(base, nothing_held_out, tmp_path / str(way), one, name="n"))
+        for way, one in ((0.5, options), (1.0, replace(options, way=1.0)))
     )
-    assert any(not torch.equal(old[name], whole[name]) for name in old)
+    old = state(base)
+    assert max(float((whole[name] - old[name]).abs().max()) for name in old) > 0.01
     for name in old:
         between = (old[name].double() + whole[name].double()) / 2
-        torch.testing.assert_close(half[name].double(), between, atol=1e-6, rtol=1e-5)
+        # Files hold half precision.
+        torch.testing.assert_close(half[name].double(), between, atol=1e-3, rtol=1e-3)
 
 
 def test_another_run_in_the_folder_is_refused(base, data, tmp_path):
