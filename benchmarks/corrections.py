@@ -17,9 +17,9 @@ Everything is repeated with another third held out, so that after three repetiti
 was judged once. Called again it goes on where it was cut off, within a fine-tuning too.
 ``figures.json`` in the folder holds every figure;
 those of the documentation are in ``corrections.json`` beside this script.
-``python benchmarks/corrections.py draw FIGURES PICTURE`` draws the curves and prints them as a
-table; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do with what
-is wrong in them.
+``python benchmarks/corrections.py draw FIGURES --picture FILE`` draws the curves and prints them
+as a table; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do with
+what is wrong in them.
 """
 
 from __future__ import annotations
@@ -107,15 +107,26 @@ def main() -> None:
     doubts.add_argument("--model", default="bundled")
     doubts.set_defaults(do=compare_doubts)
     draw = commands.add_parser("draw", help="the curves as a picture, and as a table")
-    draw.add_argument("figures", type=Path)
-    draw.add_argument("picture", type=Path)
+    draw.add_argument("figures", type=Path, nargs="+", help="of one run, or of parts of it")
+    draw.add_argument("--picture", type=Path, required=True)
+    draw.add_argument("--json", type=Path, help="write the figures of all parts to this file")
     draw.set_defaults(do=_draw)
     arguments = parser.parse_args()
     arguments.do(arguments)
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    figures = json.loads(arguments.figures.read_text())
+    parts = [json.loads(path.read_text()) for path in arguments.figures]
+    if any(part["about"] != parts[0]["about"] for part in parts):
+        raise SystemExit("these figures are of different models or options")
+    results = {key: result for part in parts for key, result in part["results"].items()}
+    figures = {"about": parts[0]["about"], "results": results}
+    if arguments.json:
+        kept = {
+            key: {name: result[name] for name in result if name not in ("chosen", "curve")}
+            for key, result in sorted(results.items())
+        }
+        arguments.json.write_text(json.dumps({**figures, "results": kept}, indent=1) + "\n")
     draw_curves(figures, arguments.picture)
     print_table(figures)
 
@@ -124,12 +135,14 @@ def run_stories(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "figures.json"
     base, _ = compact_weights(arguments.model)
+    options = _options(arguments)
     about = {
         "base_sha256": file_sha256(base),
-        "what": arguments.what,
-        "steps": arguments.steps,
+        "what": options.what,
+        "steps": options.total,
+        "rate": options.rate,
+        "way": options.kept_way,
         "replay": arguments.replay,
-        "rate": arguments.rate,
         "region": REGION,
     }
     figures = json.loads(path.read_text()) if path.exists() else {"about": about, "results": {}}
@@ -178,14 +191,7 @@ def _rounds(
         choosing = time.monotonic() - began
         split = split_samples([story.pool[i] for i in chosen], [])
         data = FinetuneData(split.train, split.stopping, story.replay, identity=key)
-        prompted = None if arguments.prompts else 0
-        options = FinetuneOptions(
-            arguments.what,
-            story.third,
-            arguments.steps,
-            learning_rate=arguments.rate,
-            prompt_steps=prompted,
-        )
+        options = replace(_options(arguments), seed=story.third)
         began = time.monotonic()
         current = finetune(base, data, out, options, name=key)
         curve = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
@@ -200,6 +206,15 @@ def _rounds(
             **_scored(current, story, prompts=arguments.prompts),
         }
         keep(key, result)
+
+
+def _options(arguments: argparse.Namespace) -> FinetuneOptions:
+    return FinetuneOptions(
+        arguments.what,
+        steps=arguments.steps,
+        learning_rate=arguments.rate,
+        prompt_steps=None if arguments.prompts else 0,
+    )
 
 
 def _choose(
