@@ -136,7 +136,13 @@ class Stages:
 
 
 def measure(
-    side: int, share: float, backend: str, model_name: str, nuclei: int, file: str | None = None
+    side: int,
+    share: float,
+    backend: str,
+    model_name: str,
+    nuclei: int,
+    file: str | None = None,
+    polygon_threads: int | None = None,
 ) -> Figures:
     """Run over a project with one slide, simulated or a file, in this process."""
     from pathosam_qupath import batch, block_workers, run_blocks, run_image, run_plan
@@ -145,6 +151,7 @@ def measure(
     from pathosam_qupath.qupath.project import open_project
     from pathosam_qupath.run_plan import RunOptions, plan_run
     from pathosam_qupath.segmentation import pipeline, tile_maps
+    from pathosam_qupath.segmentation.pipeline import SegmentOptions
     from pathosam_qupath.slide import SlideFile
 
     starting = time.perf_counter()
@@ -163,6 +170,8 @@ def measure(
     stages.timed("stain", run_image, "stain_distance")
     stages.timed("reading", tile_maps.TileMaps, "_read")
     stages.timed("network", type(model), "predict")
+    if polygon_threads:
+        run_image.SegmentOptions = partial(SegmentOptions, postprocess_threads=polygon_threads)
     if nuclei:
         block_workers.segment_blocks = lambda plan, *_, **__: equal_blocks(plan, nuclei)
     stages.timed("polygons", pipeline, "block_objects")
@@ -291,9 +300,9 @@ def binds(row: Figures) -> str:
 
 
 HEAD = (
-    "| slide | nuclei | network | backend | time | nuclei/s | peak | reading | network | polygons "
-    "| writing | tissue, stain, rest | idle | binds |\n"
-    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|"
+    "| slide | nuclei | network | backend | time | of processors | nuclei/s | peak | reading "
+    "| network | polygons | writing | tissue, stain, rest | idle | binds |\n"
+    "|---:|---:|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|"
 )
 
 
@@ -308,6 +317,7 @@ def line(row: Figures) -> str:
         Path(row["model"]).stem,
         row["backend"],
         f"{row['seconds']:.1f} s",
+        f"{row['processor seconds']['all']:.1f} s",
         f"{row['nuclei per second']:,.0f}",
         f"{row['peak MB']:,.0f} MB",
         *(f"{found.get(name, 0):.0%}" for name in ("reading", "network", "polygons")),
@@ -328,6 +338,9 @@ def main() -> None:
     parser.add_argument("--slope-share", type=float, default=0.25)
     parser.add_argument("--model", default="bundled", help="of the part of that name")
     parser.add_argument("--share", type=float, default=1.0, help="of the slide that is tissue")
+    parser.add_argument(
+        "--polygon-threads", type=int, default=None, help="of the slope; a run chooses one"
+    )
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--backends", nargs="+", choices=["embedded", "paquo"], default=None)
     parser.add_argument("--json", type=Path, default=None, help="figures; those there are kept")
@@ -437,6 +450,8 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
             "nuclei": nuclei,
         }
 
+    several = arguments.polygon_threads
+    threads = {} if several is None else {"polygon_threads": several}
     found: dict[str, Callable[[], list[Figures]]] = {
         "runs": lambda: [row(s, b) for s in arguments.sides for b in backends],
         "bundled": lambda: [
@@ -447,7 +462,9 @@ def _wanted(arguments: argparse.Namespace) -> dict[str, list[Figures]]:
         "writing": lambda: [
             row(SIDE_OF_WRITING, b, nuclei=n) for n in arguments.nuclei for b in backends
         ],
-        "slope": lambda: [row(s, share=arguments.slope_share) for s in arguments.slope_sides],
+        "slope": lambda: [
+            {**row(s, share=arguments.slope_share), **threads} for s in arguments.slope_sides
+        ],
     }
     return {part: found[part]() for part in arguments.parts if part in found}
 

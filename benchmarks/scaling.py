@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--gpu-ms", type=float, default=10.0, help="a tile on one GPU")
     parser.add_argument("--disk", type=float, default=1000.0, help="MB/s that slides come with")
     parser.add_argument("--network", type=float, default=1000.0, help="MB/s to the collector")
-    parser.add_argument("--write-us", type=float, default=10.0, help="to write a nucleus, µs")
+    parser.add_argument("--write-us", type=float, default=62.0, help="to write a nucleus, µs")
     parser.add_argument("--tiles", type=int, default=4000, help="of a slide, on paper")
     parser.add_argument("--nuclei", type=int, default=500_000, help="of a slide, on paper")
     parser.add_argument("--json", type=Path, default=None)
