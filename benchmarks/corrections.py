@@ -18,8 +18,8 @@ was judged once. Called again it goes on where it was cut off, within a fine-tun
 ``figures.json`` in the folder holds every figure;
 those of the documentation are in ``corrections.json`` beside this script.
 ``python benchmarks/corrections.py draw FIGURES --picture FILE`` draws the curves and prints them
-as a table; ``doubts NUCLEI`` tells whether the signs that regions are chosen by have to do with
-what is wrong in them.
+as a table (it needs matplotlib); ``doubts NUCLEI`` tells whether the signs that regions are
+chosen by have to do with what is wrong in them.
 """
 
 from __future__ import annotations
