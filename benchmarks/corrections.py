@@ -58,6 +58,7 @@ THIRDS = (0, 1, 2)
 """Repetitions: which third of the images is held out."""
 
 STRATEGIES = ("suggested", "random")
+_KEPT = ("regions", "nuclei", "held_out", "regression", "prompts")
 _KNOWN_TYPES = (0, 1, 2, 3, 5, 6)
 """What the three classes of the bundled model stand for; the rest teaches none."""
 
@@ -123,7 +124,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     figures = {"about": parts[0]["about"], "results": results}
     if arguments.json:
         kept = {
-            key: {name: result[name] for name in result if name not in ("chosen", "curve")}
+            key: {name: result[name] for name in _KEPT if name in result}
             for key, result in sorted(results.items())
         }
         arguments.json.write_text(json.dumps({**figures, "results": kept}, indent=1) + "\n")
