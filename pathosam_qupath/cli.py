@@ -409,10 +409,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; no traceback for what a person can mend."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
+    try:
+        _run(words, as_json=as_json)
+    except KeyboardInterrupt:  # once more, while it was ending
+        _interrupted(as_json=as_json)
+
+
+def _run(words: Sequence[str], *, as_json: bool) -> NoReturn:
+    """Run the command line and exit, unless Ctrl-C comes while that ends."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         # Alone, Typer says what is wrong with an option in its own way, which is not JSON.
-        code = app(args=words, prog_name="pathosam-qupath", standalone_mode=not as_json)
+        code = app(args=list(words), prog_name="pathosam-qupath", standalone_mode=not as_json)
     except PathosamError as error:
         _fail(error, as_json=as_json)
     except KeyboardInterrupt:
@@ -496,6 +504,7 @@ def _fail_otherwise(error: Exception) -> NoReturn:
 
 
 def _interrupted(*, as_json: bool) -> NoReturn:
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # it ends already
     done = "What was finished is kept, images that were not are as they were"
     again = "run the same command again to go on."
     if as_json:

@@ -1,6 +1,7 @@
 """The command line: thin, quick to start, clear when it fails, readable by machines."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -197,6 +198,15 @@ def test_an_error_that_nobody_foresaw_is_json_with_a_traceback_after_it(ihc, cap
     assert (failure["subject"], failure["exit_code"]) == ("ZeroDivisionError", 1)
 
 
+@pytest.fixture
+def ctrl_c():
+    """What Ctrl-C does is afterwards as before; a command that ends by it heeds no other."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("json_wanted", [False, True])
 def test_an_interruption_is_said_and_has_its_exit_code(ihc, command, monkeypatch, json_wanted):
     def interrupted(*_, **__):
