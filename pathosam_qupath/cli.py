@@ -407,15 +407,16 @@ def evaluate(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; no traceback for what a person can mend."""
+    alone = arguments is None
     words = list(sys.argv[1:] if arguments is None else arguments)
     as_json = "--json" in words
     try:
-        _run(words, as_json=as_json)
+        _run(words, as_json=as_json, alone=alone)
     except KeyboardInterrupt:  # once more, while it was ending
-        _interrupted(as_json=as_json)
+        _interrupted(as_json=as_json, alone=alone)
 
 
-def _run(words: Sequence[str], *, as_json: bool) -> NoReturn:
+def _run(words: Sequence[str], *, as_json: bool, alone: bool) -> NoReturn:
     """Run the command line and exit, unless Ctrl-C comes while that ends."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -424,18 +425,18 @@ def _run(words: Sequence[str], *, as_json: bool) -> NoReturn:
     except PathosamError as error:
         _fail(error, as_json=as_json)
     except KeyboardInterrupt:
-        _interrupted(as_json=as_json)
+        _interrupted(as_json=as_json, alone=alone)
     except SystemExit as leaving:
         # Typer turns Ctrl-C into exit code 130 without a word.
         if leaving.code == INTERRUPTED:
-            _interrupted(as_json=as_json)
+            _interrupted(as_json=as_json, alone=alone)
         raise
     except Exception as error:
         if not as_json:
             raise
         _fail_otherwise(error)
     if code == INTERRUPTED:
-        _interrupted(as_json=as_json)
+        _interrupted(as_json=as_json, alone=alone)
     raise SystemExit(code)
 
 
@@ -503,8 +504,9 @@ def _fail_otherwise(error: Exception) -> NoReturn:
     raise error
 
 
-def _interrupted(*, as_json: bool) -> NoReturn:
-    signal.signal(signal.SIGINT, lambda number, frame: None)  # it ends already
+def _interrupted(*, as_json: bool, alone: bool) -> NoReturn:
+    if alone:  # the process is this command's, and ends already, whatever comes
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     done = "What was finished is kept, images that were not are as they were"
     again = "run the same command again to go on."
     if as_json:

@@ -198,15 +198,6 @@ def test_an_error_that_nobody_foresaw_is_json_with_a_traceback_after_it(ihc, cap
     assert (failure["subject"], failure["exit_code"]) == ("ZeroDivisionError", 1)
 
 
-@pytest.fixture
-def ctrl_c():
-    """What Ctrl-C does is afterwards as before; a command that ends by it heeds no other."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("json_wanted", [False, True])
 def test_an_interruption_is_said_and_has_its_exit_code(ihc, command, monkeypatch, json_wanted):
     def interrupted(*_, **__):
@@ -220,6 +211,7 @@ def test_an_interruption_is_said_and_has_its_exit_code(ihc, command, monkeypatch
         assert json.loads(out)["error"]["exit_code"] == 130
     else:
         assert out == ""
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_unknown_option_is_a_usage_error(command):
