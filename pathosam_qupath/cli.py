@@ -416,12 +416,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _interrupted(as_json=as_json, alone=alone)
 
 
-def _run(words: Sequence[str], *, as_json: bool, alone: bool) -> NoReturn:
+def _run(words: list[str], *, as_json: bool, alone: bool) -> NoReturn:
     """Run the command line and exit, unless Ctrl-C comes while that ends."""
     signal.signal(signal.SIGTERM, _terminated)
     try:
         # Alone, Typer says what is wrong with an option in its own way, which is not JSON.
-        code = app(args=list(words), prog_name="pathosam-qupath", standalone_mode=not as_json)
+        code = app(args=words, prog_name="pathosam-qupath", standalone_mode=not as_json)
     except PathosamError as error:
         _fail(error, as_json=as_json)
     except KeyboardInterrupt:

@@ -30,6 +30,7 @@ from pathosam_qupath.corrections.copy_paste import with_pasted_nuclei
 from pathosam_qupath.corrections.samples import IGNORED_TYPE, Sample, median_diameter
 from pathosam_qupath.corrections.targets import target_maps, touching
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.segmentation.opencv import without_own_threads
 
 #: What ``cv2.remap`` takes where its first map holds both coordinates. Its stubs ask for an
 #: array, but an empty one makes OpenCV 5.0 hang now and then.
@@ -90,9 +91,7 @@ class CropSource:
         assumed_diameter_um: float,
         augmentation: AugmentationConfig,
     ) -> None:
-        # Crops are made beside the network, in a thread of ours; OpenCV's own threads gain
-        # nothing on them, and hung when several of ours called it (seen with OpenCV 5.0).
-        cv2.setNumThreads(1)
+        without_own_threads()
         self.mpp = mpp
         self.side = side
         self.augmentation = augmentation

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pathosam_qupath.corrections.metrics import Scores, matched_pairs, overlaps, scores
 from pathosam_qupath.corrections.samples import IGNORED_TYPE, Sample, read_samples
 from pathosam_qupath.model.interface import NucleusModel
+from pathosam_qupath.segmentation.opencv import without_own_threads
 from pathosam_qupath.segmentation.watershed import instances
 
 #: Type ids that a class of this name is right for.
@@ -99,9 +100,7 @@ def evaluate_samples(
 def _scored(model: NucleusModel, samples: Iterable[Sample], mpp: float) -> Iterator[ImageResult]:
     """Results in the order of the samples; on the CPU several images at a time."""
     workers = (os.cpu_count() or 1) if model.device == "cpu" else 2
-    # Images are spread over threads here, so OpenCV needs none of its own; it hung when
-    # several of ours called it (seen with OpenCV 5.0).
-    cv2.setNumThreads(1)
+    without_own_threads()
     waiting: deque[Future[ImageResult]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         for sample in samples:

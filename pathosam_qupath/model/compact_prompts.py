@@ -162,14 +162,15 @@ def looked_at(
     found: dict[int, Look] = {}
     waiting = [(i, around(prompt)) for i, prompt in enumerate(prompts)]
     while waiting:
-        now, waiting = waiting[:_TOGETHER], waiting[_TOGETHER:]
-        looks = _looks(decoder, embedding, [(prompts[i], place) for i, place in now])
-        for (i, place), look in zip(now, looks, strict=True):
+        looks = _looks(decoder, embedding, [(prompts[i], place) for i, place in waiting])
+        wider = []
+        for (i, place), look in zip(waiting, looks, strict=True):
             cut = _is_cut(look.logits > _INSIDE, place, embedding.original_size)
             if cut and place.scale < _WIDEST:
-                waiting.append((i, around(prompts[i], 2 * place.scale)))
+                wider.append((i, around(prompts[i], 2 * place.scale)))
             else:
                 found[i] = look
+        waiting = wider
     return [found[i] for i in range(len(prompts))]
 
 

@@ -18,7 +18,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +25,7 @@ from pathosam_qupath.model.interface import NucleusModel
 from pathosam_qupath.model.interrupting import interruptible, watch_layers
 from pathosam_qupath.model.prompts import PromptableModel, TileEmbedding, promptable
 from pathosam_qupath.segmentation.focus import is_blank, is_blurred
+from pathosam_qupath.segmentation.opencv import without_own_threads
 from pathosam_qupath.segmentation.tiling import (
     Block,
     Box,
@@ -166,9 +166,7 @@ class TileMaps:
         self._stopping = threading.Event()
         if on_cpu and "torch" in sys.modules:
             watch_layers()
-        # Tiles and blocks are spread over threads, so OpenCV needs none of its own; it hung when
-        # several of ours called it (seen with OpenCV 5.0, in evaluations).
-        cv2.setNumThreads(1)
+        without_own_threads()
         self._readers = ThreadPoolExecutor(read_threads, "read")
         self._network = ThreadPoolExecutor(
             threads, "network", initializer=one_thread_each if on_cpu else None
