@@ -507,6 +507,9 @@ def _fail_otherwise(error: Exception) -> NoReturn:
 def _interrupted(*, as_json: bool, alone: bool) -> NoReturn:
     if alone:  # the process is this command's, and ends already, whatever comes
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Where Ctrl-C left an exec() of text (as dataclasses do at import), `python -m` would
+        # end by SIGINT in place of our exit code; another exec() makes CPython forget that.
+        exec("")
     done = "What was finished is kept, images that were not are as they were"
     again = "run the same command again to go on."
     if as_json:

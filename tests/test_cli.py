@@ -214,6 +214,28 @@ def test_an_interruption_is_said_and_has_its_exit_code(ihc, command, monkeypatch
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+# Much of what a command imports late makes classes with exec().
+INTERRUPTED_WITHIN_EXEC = """
+import sys
+from pathosam_qupath import cli
+
+def app(**_):
+    exec("raise KeyboardInterrupt")
+
+cli.app = app
+sys.argv[1:] = []
+cli.main()
+"""
+
+
+def test_ctrl_c_within_exec_gives_the_exit_code_of_an_interruption(tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_WITHIN_EXEC)
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130
+    assert "Interrupted." in done.stderr
+
+
 def test_an_unknown_option_is_a_usage_error(command):
     assert command("segment", "--no-such-option")[0] == 2
 
