@@ -7,7 +7,6 @@ blocks need too. Results travel as the ledger stores them: an Arrow stream per b
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -16,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from pathosam_qupath.block_ledger import packed
+from pathosam_qupath.c_memory import keep_freed_memory
 from pathosam_qupath.errors import ImageError, PathosamError, SchedulerError
 from pathosam_qupath.resuming import image_digest
 from pathosam_qupath.segmentation.pipeline import (
@@ -48,10 +48,6 @@ Loader = Callable[[], "NucleusModel"]
 
 LIBRARIES = ("numpy", "opencv-python-headless", "scikit-image", "scipy", "shapely", "torch")
 """Other versions of these may draw other outlines."""
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""Numbers of these parameters in glibc's ``malloc.h``; it sets them to these sizes by itself
-once a program has freed as much."""
 
 _TELL_EVERY = 1.0
 """Seconds between two messages about blocks that are being computed."""
@@ -323,7 +319,7 @@ def _model(load: Loader, weights_hash: str) -> NucleusModel:
             if how == load and model.info.weights_hash == weights_hash:
                 return model
         _held.model = None
-        _keep_freed_memory()
+        keep_freed_memory()
         model = load()
         _held.model = load, model
     found = model.info.weights_hash
@@ -373,20 +369,6 @@ def _opened(job: Job, worker: Worker) -> _Open:
     with _held.lock:
         _held.images[thread, job.token] = here
     return here
-
-
-def _keep_freed_memory() -> None:
-    """Let the C library keep what is freed, up to some megabytes, as it does by itself.
-
-    Dask's workers tell it to give everything back at once. Each layer of a network takes and
-    frees megabytes, and on a processor a third of its time would go into getting them again.
-    """
-    if sys.platform != "linux":
-        return
-    with suppress(AttributeError):  # only glibc has it
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_MMAP_THRESHOLD, 1 << 25)
-        mallopt(_TRIM_THRESHOLD, 1 << 26)
 
 
 def _version(name: str) -> str | None:

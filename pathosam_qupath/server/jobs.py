@@ -32,6 +32,7 @@ class Jobs:
     changed : called in any thread whenever a job changes.
     forgotten : called with a job that is no longer remembered.
     out_of_memory : called when a job ended so, before the next begins.
+    over : called in the lane's thread once an ended job holds nothing any more.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Jobs:
         changed: Callable[[], None] = lambda: None,
         forgotten: Callable[[Job], None] = lambda job: None,
         out_of_memory: Callable[[], None] = lambda: None,
+        over: Callable[[], None] = lambda: None,
     ) -> None:
         self._limits = limits
         self._announce, self._forgotten, self._no_memory = changed, forgotten, out_of_memory
+        self._over = over
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._turn = threading.Condition()
         self._queues: dict[Lane, OrderedDict[str, deque[Job]]] = {
@@ -175,6 +178,7 @@ class Jobs:
     def _run_lane(self, lane: Lane) -> None:
         while (job := self._next(lane)) is not None:
             self._run(job)
+            self._over()
 
     def _next(self, lane: Lane) -> Job | None:
         """The next job of a lane, now running; None once the server ends."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pathosam_qupath import __version__
+from pathosam_qupath.c_memory import share_freed_memory
 from pathosam_qupath.errors import UsageError
 from pathosam_qupath.model.adopted import user_folder
 from pathosam_qupath.server.guard import LOOPBACK, PROTOCOL, Access
@@ -75,6 +76,7 @@ def serve(options: ServeOptions, started: Callable[[ServerState, Path], None]) -
         certificate cannot be used.
     """
     check_tls(options)
+    share_freed_memory()
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     with StateFolder(options.state or user_folder()) as state, _bound(options) as listening:
         # Reading and compiling torch's code takes longest: it begins before all other imports.
