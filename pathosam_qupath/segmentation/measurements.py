@@ -15,8 +15,12 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-_PAIRS_AT_ONCE = 2_000_000
-"""Hull vertices times hull edges held at once while the minimum diameters are found."""
+_PAIRS_AT_ONCE = 1 << 15
+"""Hull vertices times hull edges held at once while the minimum diameters are found: so many
+stay in a processor's cache."""
+
+_PADDING = 2
+"""Vertices more than a hull has to which it may be padded."""
 
 
 def names(*, calibrated: bool = True) -> tuple[str, ...]:
@@ -69,25 +73,36 @@ def min_widths(hulls: NDArray[np.object_]) -> NDArray[np.float64]:
     """
     coordinates, owner = shapely.get_coordinates(hulls, return_index=True)
     counts = np.bincount(owner, minlength=len(hulls))
-    starts = np.concatenate([[0], np.cumsum(counts)])
+    starts = np.cumsum(counts) - counts
     widths = np.empty(len(hulls))
-    most = int(counts.max(initial=1))
-    size = max(1, _PAIRS_AT_ONCE // most**2)
-    for low in range(0, len(hulls), size):
-        high = min(low + size, len(hulls))
-        most_here = int(counts[low:high].max())
-        at = np.minimum(np.arange(most_here), counts[low:high, None] - 1) + starts[low:high, None]
-        widths[low:high] = _min_widths(coordinates[at])
+    # Those of a like number of vertices are looked at together: they are padded least.
+    order = np.argsort(counts, kind="stable")
+    low = 0
+    while low < len(order):
+        most = int(counts[order[low]]) + _PADDING
+        high = min(
+            low + max(1, _PAIRS_AT_ONCE // most**2),
+            int(np.searchsorted(counts[order], most, side="right")),
+        )
+        some = order[low:high] if high > low else order[low : low + 1]
+        most = int(counts[some].max())
+        at = np.minimum(np.arange(most), counts[some, None] - 1) + starts[some, None]
+        widths[some] = _min_widths(coordinates[at, 0], coordinates[at, 1])
+        low += len(some)
     return widths
 
 
-def _min_widths(rings: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Widths of (n, vertices, 2) closed rings, padded by their last vertex."""
-    edges = np.diff(rings, axis=1)
-    from_edge = rings[:, None, :, :] - rings[:, :-1, None, :]
-    cross = edges[:, :, None, 0] * from_edge[..., 1] - edges[:, :, None, 1] * from_edge[..., 0]
-    lengths = np.sqrt((edges**2).sum(axis=2))
-    farthest = np.abs(cross).max(axis=2)
+def _min_widths(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Widths of closed rings, (n, vertices) each, padded by their last vertex."""
+    along_x, along_y = np.diff(x, axis=1), np.diff(y, axis=1)
+    # (n, edges, vertices): the vector product of an edge and the way from its start.
+    cross = y[:, None, :] - y[:, :-1, None]
+    cross *= along_x[:, :, None]
+    across = x[:, None, :] - x[:, :-1, None]
+    across *= along_y[:, :, None]
+    cross -= across
+    lengths = np.sqrt(along_x**2 + along_y**2)
+    farthest = np.abs(cross, out=cross).max(axis=2)
     with np.errstate(invalid="ignore", divide="ignore"):
         widths = np.where(lengths > 0, farthest / lengths, np.inf).min(axis=1)
     return np.asarray(widths, np.float64)

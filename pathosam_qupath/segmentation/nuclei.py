@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import uuid
 from collections.abc import Sequence
@@ -40,10 +41,7 @@ def nuclei_frame(
     kept = classes.kept
     polygons = objects.polygons[kept]
     columns: dict[str, NDArray[np.object_] | NDArray[np.float64]] = {
-        "id": np.array(
-            [str(uuid.uuid5(namespace, f"{x},{y}")) for x, y in objects.anchors[kept].tolist()],
-            object,
-        ),
+        "id": np.array(_ids(namespace, objects.anchors[kept]), object),
         "classification": classes.classification[kept],
         "probability": classes.probability[kept],
         "geometry": polygons,
@@ -58,6 +56,25 @@ def _nothing(info: ModelInfo) -> Objects:
     return Objects(
         np.zeros((0, 2), np.int64), np.zeros(0, object), np.zeros((0, len(info.classes)))
     )
+
+
+def _ids(namespace: uuid.UUID, anchors: NDArray[np.int64]) -> list[str]:
+    """``str(uuid.uuid5(namespace, "x,y"))`` of each anchor, in a third of the time."""
+    begun = hashlib.sha1(namespace.bytes, usedforsecurity=False)
+    digests = bytearray()
+    for x, y in anchors.tolist():
+        digest = begun.copy()
+        digest.update(b"%d,%d" % (x, y))
+        digests += digest.digest()[:16]
+    values = np.frombuffer(digests, np.uint8).reshape(-1, 16)
+    values[:, 6] = values[:, 6] & 0x0F | 0x50  # version 5
+    values[:, 8] = values[:, 8] & 0x3F | 0x80  # of RFC 4122
+    text = values.tobytes().hex()
+    return [
+        f"{text[i : i + 8]}-{text[i + 8 : i + 12]}-{text[i + 12 : i + 16]}"
+        f"-{text[i + 16 : i + 20]}-{text[i + 20 : i + 32]}"
+        for i in range(0, len(text), 32)
+    ]
 
 
 def _namespace(options: SegmentOptions) -> uuid.UUID:
