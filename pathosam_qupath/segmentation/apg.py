@@ -30,7 +30,7 @@ from skimage.segmentation import find_boundaries
 
 from pathosam_qupath.model.interface import Postprocessing
 from pathosam_qupath.model.prompts import Prompt, PromptableModel, TileEmbedding, mask_box
-from pathosam_qupath.segmentation.objects import Maps, Objects
+from pathosam_qupath.segmentation.objects import ClassesOf, Maps, Objects, class_sums
 from pathosam_qupath.segmentation.polygons import TOLERANCE, polygons
 from pathosam_qupath.segmentation.tiling import Box, TileGrid, TileIndex
 from pathosam_qupath.segmentation.watershed import CLOSED, Sides
@@ -257,6 +257,7 @@ def prompted_objects(
     inner: Box,
     slide: Box,
     maps_of: Callable[[Box], Maps],
+    classes_of: ClassesOf,
     masks_of: Callable[[NDArray[np.int64]], list[SeedMask]],
     parameters: Postprocessing,
     *,
@@ -270,7 +271,8 @@ def prompted_objects(
     ----------
     inner : the block.
     slide : all scaled pixels.
-    maps_of : maps of a box within the slide, (3 + classes, height, width).
+    maps_of : foreground, centre and boundary distance of a box within the slide.
+    classes_of : class probabilities of pixels of a box.
     masks_of : masks of clicks (n, 2), both in scaled pixels of the slide.
     scale : slide pixels per scaled pixel.
     region : polygons in slide pixels; farther from them than ``REACH`` no click is answered,
@@ -284,9 +286,8 @@ def prompted_objects(
         window.x1 < slide.x1,
         window.y1 < slide.y1,
     )
-    maps = maps_of(window)
     origin = np.array((window.x0, window.y0), np.int64)
-    clicks = seed_clicks(maps, parameters, open_sides=open_sides) + origin
+    clicks = seed_clicks(maps_of(window), parameters, open_sides=open_sides) + origin
     near = inner.grown(REACH)
     clicks = clicks[near.holds(clicks[:, 0], clicks[:, 1])]
     if region is not None:
@@ -301,9 +302,6 @@ def prompted_objects(
     count = int(own.sum())
     at = np.flatnonzero(labels)
     owner = labels.ravel()[at]
-    sums = np.zeros((count, len(maps) - 3))
-    for channel, class_map in enumerate(maps[3:]):
-        sums[:, channel] = np.bincount(owner, class_map.ravel()[at], minlength=count + 1)[1:]
     first = np.zeros(count + 1, np.int64)
     first[owner[::-1]] = at[::-1]
     anchors = np.stack([first[1:] % window.width, first[1:] // window.width], axis=1)
@@ -316,5 +314,5 @@ def prompted_objects(
             tolerance=tolerance,
             within=(slide.x1, slide.y1),
         ),
-        sums,
+        class_sums(classes_of(window, at), owner, count),
     )

@@ -35,6 +35,9 @@ would hold it for sure."""
 
 Maps = NDArray[np.float32]
 
+ClassesOf = Callable[[Box, NDArray[np.int64]], Maps]
+"""(classes, n) probabilities of the n pixels of a box that have these row-major indices."""
+
 
 @dataclass(frozen=True, eq=False)
 class Objects:
@@ -56,6 +59,7 @@ def block_objects(
     inner: Box,
     slide: Box,
     maps_of: Callable[[Box], Maps],
+    classes_of: ClassesOf,
     parameters: Postprocessing,
     *,
     scale: tuple[float, float],
@@ -67,7 +71,8 @@ def block_objects(
     ----------
     inner : the block; objects whose anchor lies in it are returned.
     slide : all scaled pixels.
-    maps_of : maps of a box within the slide, (3 + classes, height, width).
+    maps_of : foreground, centre and boundary distance of a box within the slide.
+    classes_of : class probabilities of pixels of a box.
     scale : slide pixels per scaled pixel.
     tolerance : of the polygons, in scaled pixels.
     """
@@ -76,7 +81,7 @@ def block_objects(
     done = np.zeros(0, np.int64)
     parts: list[Objects] = []
 
-    def take(found: WindowInstances, maps: Maps, box: Box, target: Box, *, all_: bool) -> None:
+    def take(found: WindowInstances, box: Box, target: Box, *, all_: bool) -> None:
         nonlocal done
         anchors = found.anchors + np.array((box.x0, box.y0))
         keys = anchors[:, 1] * slide.x1 + anchors[:, 0]
@@ -84,23 +89,36 @@ def block_objects(
         if not all_:
             wanted &= found.complete
         done = np.concatenate([done, keys[wanted]])
-        parts.append(_traced(found, wanted, maps, box, slide, parameters, scale, tolerance))
+        parts.append(_traced(found, wanted, classes_of, box, slide, parameters, scale, tolerance))
 
     for margin in MARGINS:
         left: list[Box] = []
         for target in targets:
             box = _window(target.grown(margin), slide, reach)
-            maps, found = _look(box, slide, maps_of, parameters)
-            take(found, maps, box, inner, all_=False)
+            found = _look(box, slide, maps_of, parameters)
+            take(found, box, inner, all_=False)
             left += _left(found, box, target)
         if not left:
             return joined(parts)
         targets = _together(left, MARGINS[-1])
     for target in targets:
         box = _window(target.grown(MARGINS[-1]), slide, reach)
-        maps, found = _look(box, slide, maps_of, parameters, flood_edge=False)
-        take(found, maps, box, target, all_=True)
+        found = _look(box, slide, maps_of, parameters, flood_edge=False)
+        take(found, box, target, all_=True)
     return joined(parts)
+
+
+def class_sums(probabilities: Maps, owner: NDArray[np.int32], count: int) -> NDArray[np.float64]:
+    """Class probabilities summed over the pixels of objects 1…count: (count, classes).
+
+    Parameters
+    ----------
+    probabilities : (classes, n) of n pixels, ``owner`` whose they are.
+    """
+    sums = np.zeros((count, len(probabilities)))
+    for channel, values in enumerate(probabilities):
+        sums[:, channel] = np.bincount(owner, values, minlength=count + 1)[1:]
+    return sums
 
 
 def joined(parts: Sequence[Objects]) -> Objects:
@@ -131,8 +149,8 @@ def _look(
     parameters: Postprocessing,
     *,
     flood_edge: bool = True,
-) -> tuple[Maps, WindowInstances]:
-    """Class maps and objects of a window."""
+) -> WindowInstances:
+    """The objects of a window."""
     outer = box.grown(smoothing_reach(parameters)).clipped(slide)
     open_sides: Sides = (
         box.x0 > slide.x0,
@@ -140,12 +158,13 @@ def _look(
         box.x1 < slide.x1,
         box.y1 < slide.y1,
     )
-    maps = maps_of(outer)
-    found = window_instances(
-        maps, parameters, open_sides=open_sides, origin=(box.x0, box.y0), flood_edge=flood_edge
+    return window_instances(
+        maps_of(outer),
+        parameters,
+        open_sides=open_sides,
+        origin=(box.x0, box.y0),
+        flood_edge=flood_edge,
     )
-    rows, columns = box.slices(outer)
-    return maps[3:, rows, columns], found
 
 
 def _left(found: WindowInstances, box: Box, target: Box) -> list[Box]:
@@ -203,7 +222,7 @@ def _area(box: Box) -> int:
 def _traced(
     found: WindowInstances,
     wanted: NDArray[np.bool_],
-    class_maps: Maps,
+    classes_of: ClassesOf,
     box: Box,
     slide: Box,
     parameters: Postprocessing,
@@ -222,12 +241,7 @@ def _traced(
     labels = np.zeros(found.labels.shape, np.int32)
     labels.ravel()[at] = owner
     at, owner = at[owner != 0], owner[owner != 0]
-    rows, columns = np.divmod(at, found.labels.shape[1])
-    count = int(wanted.sum())
-    sums = np.zeros((count, len(class_maps)))
-    for channel in range(len(class_maps)):
-        values = class_maps[channel, rows, columns]
-        sums[:, channel] = np.bincount(owner, values, minlength=count + 1)[1:]
+    sums = class_sums(classes_of(box, at), owner, int(wanted.sum()))
     return Objects(
         found.anchors[wanted] + np.array((box.x0, box.y0)),
         polygons(

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Literal, NamedTuple
@@ -155,6 +155,7 @@ class TileMaps:
         self._embedder = promptable(model) if embed else None
         self._store = store
         self._held: dict[_Key, _TileResult] = {}
+        self._used: list[Maps] = []
         if store is not None:
             known = ((key, store.get(key[1])) for key in self._users)
             self._held = {key: result for key, result in known if result is not None}
@@ -184,6 +185,8 @@ class TileMaps:
         self._stopping.set()
         self._network.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
+        self._held.clear()
+        self._used.clear()
 
     def wait_for(self, block: Block) -> None:
         """Return when the maps of a block's tiles are there.
@@ -212,6 +215,8 @@ class TileMaps:
                     result = self._held.pop(key)
                     if self._store is not None:
                         self._store.put(key[1], result)
+                    elif result.maps is not None:
+                        self._used.append(result.maps)
 
     def quality(self, block: Block) -> dict[TileIndex, Quality]:
         """Which tiles of a block are blank or out of focus; ask before :meth:`release`."""
@@ -234,26 +239,60 @@ class TileMaps:
         return embedding
 
     def window(self, box: Box, strip: int) -> Maps:
-        """Maps of a box in the tiles of a block that was waited for and is not released.
+        """Foreground and distances of a box in the tiles of a block that was waited for and
+        is not released.
 
-        (channels, height, width) float32; background (foreground 0, distances 1) where
-        tiles are not wanted or blank. Thread-safe.
+        (3, height, width) float32; background (foreground 0, distances 1) where tiles are
+        not wanted or blank. Thread-safe.
         """
-        maps = np.empty((self.channels, box.height, box.width), np.float32)
+        maps = np.empty((3, box.height, box.width), np.float32)
+        for part, tile_maps in self._parts(box, strip):
+            inside = (slice(None), *part.slices(box))
+            if tile_maps is None:
+                maps[inside] = 0
+                maps[1:][inside] = 1
+            else:
+                maps[inside] = tile_maps[:3]
+        return maps
+
+    def classes(self, box: Box, at: NDArray[np.int64], strip: int) -> Maps:
+        """Class probabilities of pixels of a box as in :meth:`window`; 0 in the background.
+
+        Parameters
+        ----------
+        at : (n,) row-major index of each pixel in the box.
+
+        Returns
+        -------
+        probabilities : (classes, n) float32.
+        """
+        found = np.zeros((self.channels - 3, len(at)), np.float32)
+        if not len(found):
+            return found
+        rows, columns = np.divmod(at, box.width)
+        for part, tile_maps in self._parts(box, strip):
+            if tile_maps is None:
+                continue
+            y, x = (place.start for place in part.slices(box))
+            row, column = rows - y, columns - x
+            # Below 0 is beyond any height and width as an unsigned number.
+            of_part = row.view(np.uint64) < np.uint64(part.height)
+            of_part &= column.view(np.uint64) < np.uint64(part.width)
+            some = np.flatnonzero(of_part)
+            for values, tile_map in zip(found, tile_maps[3:], strict=True):
+                values[some] = tile_map[row[some], column[some]]
+        return found
+
+    def _parts(self, box: Box, strip: int) -> Iterator[tuple[Box, Maps | None]]:
+        """The parts of a box that lie in one tile each, and that tile's maps of them."""
         tiles = list(self._grid.tiles_of(box))
         with self._lock:
             known = {t: self._held[strip, t].maps for t in tiles if self._wanted[t[1], t[0]]}
         for tile in tiles:
             whole = self._grid.tile_box(tile)
             part = whole.clipped(box)
-            inside = (slice(None), *part.slices(box))
-            tile_maps = known.get(tile)
-            if tile_maps is None:
-                maps[inside] = 0
-                maps[1:3][inside] = 1
-            else:
-                maps[inside] = tile_maps[(slice(None), *part.slices(whole))]
-        return maps
+            maps = known.get(tile)
+            yield part, None if maps is None else maps[(slice(None), *part.slices(whole))]
 
     def check(self) -> None:
         """Raise in a thread whose work nobody waits for any more.
@@ -315,9 +354,18 @@ class TileMaps:
         return list(map(_TileResult, maps, quality, embeddings))
 
     def _inside(self, tile: TileIndex, maps: Maps) -> Maps:
-        """The part of a tile's maps that is used."""
+        """The part of a tile's maps that is used, in the memory of one that is released.
+
+        Memory that is taken anew for every tile is torn to pieces by what lives shorter.
+        """
         halo, box = self._grid.halo, self._grid.tile_box(tile)
-        return maps[:, halo : halo + box.height, halo : halo + box.width].copy()
+        part = maps[:, halo : halo + box.height, halo : halo + box.width]
+        with self._lock:
+            of_like = (i for i, used in enumerate(self._used) if used.shape == part.shape)
+            at = next(of_like, None)
+            kept = np.empty(part.shape, np.float32) if at is None else self._used.pop(at)
+        kept[:] = part
+        return kept
 
 
 def _embedded(

@@ -17,7 +17,9 @@ their position on the slide, below the precision of the maps.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -31,9 +33,6 @@ TRUNCATE = 3.0
 
 _VECTOR = 64
 """More pixels than any processor takes at a time."""
-
-_CALL = 2000
-"""Pixels that could be flooded in the time that a call takes by itself."""
 
 Sides = tuple[bool, bool, bool, bool]
 """Left, top, right, bottom."""
@@ -202,19 +201,16 @@ def _edge(shape: tuple[int, ...], open_sides: Sides) -> NDArray[np.bool_]:
 
 
 def _distinct_heights(
-    boundary: NDArray[np.float32], origin: tuple[int, int]
+    boundary: NDArray[np.float32], columns: NDArray[np.int64], rows: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Heights in the order of ``boundary``, ties decided by the position on the slide.
 
     A float32 leaves the lower 29 bits of a float64 empty: the hash goes there, so two
     different distances keep their order whatever the hash.
     """
-    height, width = boundary.shape
-    by_column = _hash(np.arange(origin[0], origin[0] + width), 0x9E3779B97F4A7C15)
-    by_row = _hash(np.arange(origin[1], origin[1] + height), 0xC2B2AE3D27D4EB4F)
     heights = np.maximum(boundary, 0).astype(np.float64)
     bits = heights.view(np.uint64)
-    bits |= by_row[:, None] ^ by_column[None, :]
+    bits |= _hash(rows, 0xC2B2AE3D27D4EB4F) ^ _hash(columns, 0x9E3779B97F4A7C15)
     return heights
 
 
@@ -307,8 +303,8 @@ def _flooded(
     """The flood of the boundary distance from the markers, inside the mask.
 
     A connected piece of the mask that holds one marker is that marker's, whatever the
-    distances; most nuclei are such pieces. Only those with several have to be flooded, each
-    by itself, since no flood leaves its piece.
+    distances; most nuclei are such pieces. Only those with several have to be flooded. Since
+    no flood leaves its piece, they are cut out, put beside each other and flooded at once.
 
     Parameters
     ----------
@@ -326,22 +322,57 @@ def _flooded(
     one[several] = 0
     labels: NDArray[np.int32] = np.zeros(mask.shape, np.int32)
     labels.ravel()[inside] = one[owner]
-
-    def flood(wanted: NDArray[np.bool_], x: int, y: int) -> None:
-        part = (slice(y, y + wanted.shape[0]), slice(x, x + wanted.shape[1]))
-        heights = _distinct_heights(boundary[part], (origin[0] + x, origin[1] + y))
-        heights[first[part]] = -1.0
-        labels[part] += watershed(heights, markers[part], mask=wanted)  # type: ignore[no-untyped-call]
-
     contested = np.flatnonzero(several)
     if not contested.size:
         return labels
     fought = several[owner]
-    boxes = boxes_around(inside[fought], owner[fought], count, mask.shape[1])[contested]
-    sizes = boxes[:, 2:] - boxes[:, :2]
-    if (sizes[:, 0] * sizes[:, 1] + _CALL).sum() > mask.size:
-        flood(several[pieces], 0, 0)
-    else:
-        for piece, (x0, y0, x1, y1) in zip(contested.tolist(), boxes.tolist(), strict=True):
-            flood(pieces[y0:y1, x0:x1] == piece, x0, y0)
+    at, piece, marker = inside[fought], owner[fought], marker[fought]
+    width = mask.shape[1]
+    boxes = boxes_around(at, piece, count, width)[contested]
+    corners, shape = _side_by_side(boxes[:, 2:] - boxes[:, :2])
+    if shape[0] * shape[1] > mask.size:
+        corners, shape = boxes[:, :2], mask.shape  # as they are: their boxes overlap too much
+    moved = np.zeros((count, 2), np.int64)
+    moved[contested] = corners - boxes[:, :2]
+    rows, columns = np.divmod(at, width)
+    heights = _distinct_heights(boundary[rows, columns], columns + origin[0], rows + origin[1])
+    heights[first.ravel()[at]] = -1.0
+    there = (rows + moved[piece, 1]) * shape[1] + columns + moved[piece, 0]
+
+    def placed(values: NDArray[np.generic]) -> NDArray[Any]:
+        picture = np.zeros(shape, values.dtype)
+        picture.ravel()[there] = values
+        return picture
+
+    flooded = watershed(  # type: ignore[no-untyped-call]
+        placed(heights), placed(marker), mask=placed(np.ones(len(at), bool))
+    )
+    labels.ravel()[at] = flooded.ravel()[there]
     return labels
+
+
+def _side_by_side(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[int, int]]:
+    """Places for boxes on one picture, in rows, with a pixel between them.
+
+    Parameters
+    ----------
+    sizes : (n, 2) width and height.
+
+    Returns
+    -------
+    corners : (n, 2) x and y of each.
+    shape : height and width of the picture.
+    """
+    larger = sizes + 1
+    width = max(int(larger[:, 0].max()), math.isqrt(int(larger.prod(axis=1).sum())))
+    corners = np.empty_like(sizes)
+    x = y = row_height = 0
+    order = np.argsort(-sizes[:, 1], kind="stable")
+    for box, (w, h) in zip(order.tolist(), larger[order].tolist(), strict=True):
+        if x + w > width:
+            x, y = 0, y + row_height
+        if x == 0:
+            row_height = h
+        corners[box] = x, y
+        x += w
+    return corners, (y + row_height, width)
