@@ -88,7 +88,8 @@ class SimulatedSlide:
         rgb = self._tissue.read(x, y, width, height)
         far = np.abs(columns).max() ** 2 + np.abs(rows).max() ** 2
         if far > self._radius**2:
-            rgb[columns[None, :] ** 2 + rows[:, None] ** 2 > self._radius**2] = (243, 242, 240)
+            for row, at in zip(rgb, rows, strict=True):
+                row[columns**2 + at**2 > self._radius**2] = (243, 242, 240)
         return rgb
 
 

@@ -9,15 +9,27 @@ from typing import TYPE_CHECKING
 
 from pathosam_qupath.block_ledger import BlockLedger, open_ledger
 from pathosam_qupath.block_workers import BlockWorkers, ImageBlocks
+from pathosam_qupath.memory import give_back_memory
 from pathosam_qupath.resuming import block_identity
 from pathosam_qupath.run_plan import EntryPlan, RunOptions, slide_file
 from pathosam_qupath.run_record import RunRecord
 from pathosam_qupath.run_tissue import tissue_of
 from pathosam_qupath.segmentation.pipeline import Progress, SegmentOptions, plan_blocks
-from pathosam_qupath.segmentation.tissue import Tissue, drawn
+from pathosam_qupath.segmentation.tissue import drawn
 
 if TYPE_CHECKING:
+    from shapely.geometry.base import BaseGeometry
+
+    from pathosam_qupath.qupath.project import Entry
     from pathosam_qupath.slide import Slide
+
+
+@dataclass(frozen=True)
+class TissueShare:
+    """How much of a slide is tissue, 0…1; not ``found`` where all of it counts as such."""
+
+    share: float
+    found: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +44,7 @@ class BegunImage:
     """
 
     slide: Slide
-    tissue: Tissue | None
+    tissue: TissueShare | None
     ledger: BlockLedger
     blocks: ImageBlocks
 
@@ -66,11 +78,8 @@ def begin_image(
     file = slide_file(entry, run_options.mpp)
     slide = file.open()
     try:
-        tissue = tissue_of(slide, entry, run_options)
-        if tissue is not None:
-            record.save_picture(entry.id, "tissue.jpg", drawn(tissue))
-        outlined = None if tissue is None else tissue.geometry
         info = workers.model.info
+        tissue, outlined = _tissue(slide, entry, run_options, record)
         todo = plan_blocks(slide, regions.polygons, info, options, tissue=outlined)
         frame = f"{file.series} {file.crop} {file.rotation} {slide.mpp}"
         identity = block_identity(workers.model, options, todo, file.path, frame)
@@ -79,6 +88,7 @@ def begin_image(
         slide.close()
         raise
     begun = BegunImage(slide, tissue, ledger, ImageBlocks(entry.name, file, todo, options))
+    give_back_memory()  # of the picture in which tissue was looked for
     try:
         if begun.left:
             workers.ahead(begun.blocks, done=frozenset(ledger.done))
@@ -86,6 +96,17 @@ def begin_image(
         begun.close()
         raise
     return begun
+
+
+def _tissue(
+    slide: Slide, entry: Entry, options: RunOptions, record: RunRecord
+) -> tuple[TissueShare | None, BaseGeometry | None]:
+    """How much of an image is tissue, and its outlines; the picture is in the record."""
+    tissue = tissue_of(slide, entry, options)
+    if tissue is None:
+        return None, None
+    record.save_picture(entry.id, "tissue.jpg", drawn(tissue))
+    return TissueShare(tissue.share, tissue.found), tissue.geometry
 
 
 def fill_ledger(

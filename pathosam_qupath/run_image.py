@@ -21,9 +21,10 @@ from pathosam_qupath.block_ledger import BlockLedger
 from pathosam_qupath.block_workers import BlockWorkers
 from pathosam_qupath.disk_space import bytes_needed, check_room
 from pathosam_qupath.errors import PathosamError, SchedulerError
+from pathosam_qupath.memory import give_back_memory
 from pathosam_qupath.plausibility import warnings_of
 from pathosam_qupath.qupath.project import HierarchyChange
-from pathosam_qupath.run_blocks import BegunImage, begin_image, fill_ledger
+from pathosam_qupath.run_blocks import BegunImage, TissueShare, begin_image, fill_ledger
 from pathosam_qupath.run_nuclei import Gathered, gather
 from pathosam_qupath.run_plan import EntryPlan, RunOptions
 from pathosam_qupath.run_record import EntryRecord, RunRecord, backup_of, file_hash
@@ -31,7 +32,6 @@ from pathosam_qupath.run_writing import as_it_is_now, colors_used, fitted, prese
 from pathosam_qupath.segmentation.classes import MODEL_NAMES
 from pathosam_qupath.segmentation.pipeline import BlockPlan, SegmentOptions, nuclei_frame
 from pathosam_qupath.segmentation.stain import stain_distance
-from pathosam_qupath.segmentation.tissue import Tissue
 
 if TYPE_CHECKING:
     from pathosam_qupath.model.interface import ModelDescription
@@ -144,6 +144,7 @@ def _treat(
     done = _segment(plan, work, tell, following)
     if isinstance(done, EntryRecord):
         return done
+    give_back_memory()  # of maps; what is written now needs less
     project, entry = as_it_is_now(project, plan, work.options)
     found = _written_before(entry, record)
     if found is not None:
@@ -226,7 +227,7 @@ class _Segmented:
     options: SegmentOptions
     mpp: tuple[float, float]
     magnification: float | None
-    tissue: Tissue | None
+    tissue: TissueShare | None
     stain: float | None
 
 

@@ -36,7 +36,7 @@ _MOST_PIXELS = 4e6
 25 mm by 25 mm is looked at with 12.5 µm/px."""
 
 _BAND = 256
-"""Rows of the picture whose densities are computed at a time."""
+"""Rows of the picture whose densities and colours are computed at a time."""
 
 _OPTICAL_DENSITY = (0.04, 0.12)
 """Bounds of the threshold. Glass varies by 0.02; the palest stroma has about 0.06."""
@@ -157,9 +157,9 @@ def drawn(tissue: Tissue) -> Image:
     """A picture of what counts as tissue: the rest is dimmed, the border drawn."""
     from PIL import Image
 
-    shown = tissue.picture.copy()
-    away = ~tissue.mask
-    shown[away] = (shown[away] * 0.55 + np.array((60, 70, 90)) * 0.45).astype(np.uint8)
+    dimmed = np.arange(256)[:, None] * 0.55 + np.array((60, 70, 90)) * 0.45
+    shown = np.asarray(cv2.LUT(tissue.picture, dimmed.astype(np.uint8)[None]), np.uint8)
+    np.copyto(shown, tissue.picture, where=tissue.mask[..., None])
     border = cv2.morphologyEx(
         tissue.mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)
     )
@@ -199,11 +199,16 @@ def _pen(rgb: NDArray[np.uint8], mpp: float) -> NDArray[np.bool_]:
 
     Ink thins out at the rim of a stroke, so what is near a stroke counts with less colour.
     """
-    red, green, blue = (rgb[..., i].astype(np.int16) for i in range(3))
-    greener, bluer = green - np.maximum(red, blue), np.minimum(blue - red, 2 * (blue - green))
-    strokes = ((greener > 25) | (bluer > 110)).astype(np.uint8)
-    near = cv2.dilate(strokes, _disk(_RIM_UM / mpp)) > 0
-    return np.asarray(near & ((greener > 4) | (bluer > 12)), bool)
+    stroke, rim = np.empty(rgb.shape[:2], np.uint8), np.empty(rgb.shape[:2], bool)
+    for row in range(0, len(rgb), _BAND):
+        red, green, blue = (rgb[row : row + _BAND, :, i].astype(np.int16) for i in range(3))
+        greener, bluer = green - np.maximum(red, blue), np.minimum(blue - red, 2 * (blue - green))
+        stroke[row : row + _BAND] = (greener > 25) | (bluer > 110)
+        rim[row : row + _BAND] = (greener > 4) | (bluer > 12)
+    if not stroke.any():
+        return np.zeros_like(rim)
+    near = cv2.dilate(stroke, _disk(_RIM_UM / mpp)) > 0
+    return np.asarray(near & rim, bool)
 
 
 def _tidy(mask: NDArray[np.bool_], mpp: float) -> NDArray[np.bool_]:
