@@ -177,16 +177,26 @@ def _gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     """A Gaussian that ends at ``TRUNCATE`` sigma; borders are mirrored.
 
     The sums are made by vectors of pixels, and by single ones at the end of a row, which may
-    round otherwise. So rows are made longer first: a pixel then has the same value in every
-    window that holds what it is made of.
+    round otherwise. So the ends of rows are made longer: a pixel then has the same value in
+    every window that holds what it is made of.
     """
     radius = int(TRUNCATE * sigma + 0.5)
     kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
     kernel = (kernel / kernel.sum()).astype(np.float32)
-    longer = cv2.copyMakeBorder(values, 0, 0, 0, _VECTOR, cv2.BORDER_REFLECT_101)
     border = cv2.BORDER_REFLECT_101
-    smoothed = cv2.sepFilter2D(longer, cv2.CV_32F, kernel, kernel, borderType=border)
-    return np.asarray(smoothed[:, : values.shape[1]], np.float32)
+
+    def smooth(part: NDArray[np.float32]) -> NDArray[np.float32]:
+        whole = cv2.sepFilter2D(part, cv2.CV_32F, kernel, kernel, borderType=border)
+        return np.asarray(whole, np.float32)
+
+    width = values.shape[1]
+    begin = max(0, width - _VECTOR - radius)
+    ends = smooth(cv2.copyMakeBorder(values[:, begin:], 0, 0, 0, _VECTOR, border))
+    if begin == 0:
+        return ends[:, :width]
+    smoothed = smooth(values)
+    smoothed[:, width - _VECTOR :] = ends[:, radius : radius + _VECTOR]
+    return smoothed
 
 
 def _edge(shape: tuple[int, ...], open_sides: Sides) -> NDArray[np.bool_]:
