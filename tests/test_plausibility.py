@@ -33,6 +33,16 @@ def test_a_pixel_size_wrong_by_two_is_told_with_the_one_to_try():
     assert said(NUCLEI[:5] / 4) == ()
 
 
+def test_nuclei_that_are_small_throughout_are_told_though_their_median_is_one_of_lymphocytes():
+    placenta = np.random.default_rng(0).lognormal(np.log(76), 0.5, 500)
+    assert said(placenta) == ()
+    assert 17 < np.median(placenta / 4) < 25
+    [small] = said(placenta / 4)
+    assert "nearly all less than 4" in small
+    lymphocytes = np.random.default_rng(0).lognormal(np.log(18), 0.4, 500)
+    assert said(np.concatenate([lymphocytes, NUCLEI[:100]])) == ()
+
+
 @pytest.mark.parametrize(
     ("mpp", "magnification", "told"),
     [(0.25, 40, False), (0.23, 40, False), (0.5, 20, False), (0.25, 20, True), (0.5, 40, True)],

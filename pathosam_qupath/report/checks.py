@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from pathosam_qupath.plausibility import BLURRED_SHARE, LARGEST, SMALLEST
+from pathosam_qupath.plausibility import (
+    BLURRED_SHARE,
+    LARGE,
+    LARGEST,
+    LEAST_LARGE,
+    MOST_LARGE,
+    SMALLEST,
+)
 
 if TYPE_CHECKING:
     import geopandas as gpd
@@ -70,9 +78,11 @@ def checks_of(
     cut |= (bounds[:, 2] >= slide.width - 1) | (bounds[:, 3] >= slide.height - 1)
     probability = nuclei["probability"].dropna().to_numpy()
     shown = done.tiles - done.blank
+    large = _of(areas, partial(np.percentile, q=LARGE))
     at = f"median nucleus at {slide.mpp[0]:.3g} µm/px"
     return (
         Check("median", at, _of(areas, np.median), SMALLEST, LARGEST, unit="µm²"),
+        Check("large", f"{LARGE} % are smaller than", large, LEAST_LARGE, MOST_LARGE, unit="µm²"),
         Check("stain", "stain, against the training images'", done.stain, highest=1.0, unit=""),
         Check(
             "cut",

@@ -76,7 +76,7 @@ def test_what_was_checked_is_shown_whether_it_raises_doubt_or_not(ihc, report, t
     assert images["check median"].tolist() == pytest.approx([median])
     assert images["check unsure"].between(0, 1).all()
     html = report.page.read_text(encoding="utf-8")
-    assert f"median nucleus at {MPP} µm/px<td class=n>{median:.3g} µm²<td class=n>17 to 130" in html
+    assert f"median nucleus at {MPP} µm/px<td class=n>{median:.3g} µm²<td class=n>16 to 110" in html
     assert "what counted as tissue" not in html  # nobody asked
 
 
@@ -88,6 +88,7 @@ def test_shares_of_cut_and_doubtful_nuclei_are_flagged_where_they_are_large():
     found = checks_of(slide, nuclei, np.full(4, 25.0), done)
     assert {check.key: check.value for check in found} == {
         "median": 25.0,
+        "large": 25.0,
         "stain": 3.25,
         "cut": 0.5,
         "unsure": pytest.approx(1 / 3),
@@ -95,7 +96,7 @@ def test_shares_of_cut_and_doubtful_nuclei_are_flagged_where_they_are_large():
         "blank": 0.2,
         "tissue": None,
     }
-    assert [check.key for check in found if check.doubtful] == ["stain", "cut", "unsure"]
+    assert [check.key for check in found if check.doubtful] == ["large", "stain", "cut", "unsure"]
     assert doubts(found) == [
         "50% of the nuclei are cut by the border of the image",
         "33% of the nuclei have a class of less than 50 % probability",
