@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.estimates import Rate, calibrated_rate
 from pathosam_qupath.segmentation.pipeline import (
     BlockPlan,
     BlockResult,
@@ -115,6 +116,9 @@ class BlockWorkers(Protocol):
     def works_ahead(self) -> bool:
         """Whether the next image should be begun while the last of this one is computed."""
 
+    def rate(self) -> Rate:
+        """How fast they are, by a short trial."""
+
     def ahead(self, image: ImageBlocks, *, done: Collection[int] = ()) -> None:
         """Begin an image whose results will be asked for later; where nobody works ahead, nothing.
 
@@ -156,6 +160,10 @@ class InProcess:
 
     def __init__(self, model: NucleusModel) -> None:
         self.model = model
+
+    def rate(self) -> Rate:
+        """See :meth:`BlockWorkers.rate`."""
+        return calibrated_rate(self.model)
 
     def ahead(self, image: ImageBlocks, *, done: Collection[int] = ()) -> None:
         """Nothing: all cores are busy with the image at hand."""

@@ -217,12 +217,14 @@ def segment(
         with planning_progress() as looking:
             plans = plan_run(opened, options, looking=looking)
         rate = earlier_rate(opened.path.parent, model, None if device == "auto" else device)
+        elsewhere = scheduler is not None or workers is not None
         if dry_run:
             if rate is None and model == "bundled" and checkpoint is None:
                 rate = calibrated_rate(load_as_told(model, device))
+                if elsewhere:
+                    rate = replace(rate, source=f"{rate.source} in this process, without workers")
             show(estimate(plans, rate), plans_table, as_json)
             raise typer.Exit(exit_code(plan.error for plan in plans))
-        elsewhere = scheduler is not None or workers is not None
         chosen = model if checkpoint is None else checkpoint.resolve()
         choice = ModelChoice.of(chosen, device, decoder, semantic, exact=exact)
         loaded = load_as_told(
@@ -238,25 +240,23 @@ def segment(
             options = replace(options, class_map=read_class_map(classes, loaded.info.classes))
         known_device = None if elsewhere else loaded.device
         rate = earlier_rate(opened.path.parent, loaded.info.name, known_device)
-        if rate is None and not elsewhere:
-            rate = calibrated_rate(loaded)
-        tell_plan(estimate(plans, rate), opened.path.parent)
-        with (
-            block_workers(loaded, choice, scheduler, workers) as computing,
-            run_progress() as report,
-            stop_on_interrupt(tell_stopping) as stop,
-        ):
-            record = run(
-                opened,
-                loaded,
-                options,
-                plans,
-                report=report,
-                resume=None if resume == "no" else resume,
-                retry_failed=retry_failed,
-                stop=stop,
-                workers=computing,
-            )
+        with block_workers(loaded, choice, scheduler, workers) as computing:
+            tell_plan(estimate(plans, rate or computing.rate()), opened.path.parent)
+            with (
+                run_progress() as report,
+                stop_on_interrupt(tell_stopping) as stop,
+            ):
+                record = run(
+                    opened,
+                    loaded,
+                    options,
+                    plans,
+                    report=report,
+                    resume=None if resume == "no" else resume,
+                    retry_failed=retry_failed,
+                    stop=stop,
+                    workers=computing,
+                )
     stopped = record.manifest.finished is None
     if not (stopped and as_json):
         show(record.manifest, run_table, as_json)

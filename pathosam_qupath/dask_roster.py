@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pathosam_qupath import __version__
-from pathosam_qupath.dask_tasks import About, Loader, about
+from pathosam_qupath.dask_tasks import About, Loader, about, trial
 from pathosam_qupath.errors import PathosamError, SchedulerError
 
 if TYPE_CHECKING:
@@ -119,6 +119,25 @@ class Roster:
             == (own.host, own.cores)
         )
         return max(1, len(own.cores) // max(1, sharing))
+
+    def tile_seconds(self) -> list[float]:
+        """Seconds per tile of each worker by a trial, all of them at work at a time.
+
+        Raises
+        ------
+        SchedulerError : none of them answers.
+        """
+        answers = self._run(trial, self.workers, self._load, self._info.weights_hash)
+        seconds = []
+        for worker in self.workers:
+            answer = answers.get(worker.address)
+            if isinstance(answer, float):
+                on_cpu = self._abouts[worker.address].device == "cpu"
+                at_a_time = worker.nthreads * self.threads(worker.address) if on_cpu else 1
+                seconds.append(answer / at_a_time)
+        if not seconds:
+            raise SchedulerError("Dask", "no worker answers", "Look at the workers' logs.")
+        return seconds
 
     def _listed(self) -> list[Known]:
         # Nested, so that Dask sends the function and not its name: it must run anywhere.

@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from shapely.geometry.base import BaseGeometry
 from pathosam_qupath.block_ledger import packed
 from pathosam_qupath.c_memory import keep_freed_memory
 from pathosam_qupath.errors import ImageError, PathosamError, SchedulerError
+from pathosam_qupath.estimates import tile_seconds
 from pathosam_qupath.resuming import image_digest
 from pathosam_qupath.segmentation.pipeline import (
     BlockPlan,
@@ -33,7 +35,7 @@ from pathosam_qupath.segmentation.pipeline import (
     SegmentOptions,
     segment_blocks,
 )
-from pathosam_qupath.segmentation.tile_maps import TileStore
+from pathosam_qupath.segmentation.tile_maps import TileStore, one_thread_each
 from pathosam_qupath.segmentation.tiling import Block, TileGrid
 from pathosam_qupath.slide import SlideFile
 
@@ -190,6 +192,20 @@ async def about(
 
     # In a thread: the worker's loop must answer the scheduler while weights are read.
     return await asyncio.get_running_loop().run_in_executor(None, look)
+
+
+async def trial(load: Loader, weights_hash: str) -> float:
+    """Seconds that the network takes for a tile; on the CPU, by one core."""
+
+    def look() -> float:
+        model = _model(load, weights_hash)
+        if model.device == "cpu":
+            one_thread_each()
+        return tile_seconds(model)
+
+    # In a thread of its own, for which alone the number of threads holds.
+    with ThreadPoolExecutor(1) as alone:
+        return await asyncio.get_running_loop().run_in_executor(alone, look)
 
 
 def stop_sampling(worker: Worker) -> None:

@@ -29,6 +29,7 @@ from pathosam_qupath.dask_roster import Roster
 from pathosam_qupath.dask_tasks import Job, Loader, Portion, compute, forget, handed
 from pathosam_qupath.dask_tasks import stop as stop_computing
 from pathosam_qupath.errors import RunError, SchedulerError
+from pathosam_qupath.estimates import Rate, workers_rate
 from pathosam_qupath.lanes import Lanes
 from pathosam_qupath.resuming import image_digest
 from pathosam_qupath.segmentation.pipeline import BlockResult, Progress
@@ -167,6 +168,11 @@ class DaskWorkers:
     ) -> None:
         for going in list(self._under_way):
             self._end(going)
+
+    def rate(self) -> Rate:
+        """See :meth:`BlockWorkers.rate`."""
+        with self._connection():
+            return workers_rate(self.model.info, self._roster.tile_seconds())
 
     def ahead(self, image: ImageBlocks, *, done: Collection[int] = ()) -> None:
         """See :meth:`BlockWorkers.ahead`."""

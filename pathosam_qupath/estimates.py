@@ -95,17 +95,33 @@ def earlier_rate(project_folder: Path, model_name: str, device: str | None = Non
 
 def calibrated_rate(model: NucleusModel) -> Rate:
     """The rate of a model's network on noise, and a share for the rest."""
+    seconds = tile_seconds(model)
+    # The call used all cores for one tile or one of them; a run keeps all of them busy.
+    if model.device == "cpu" and _one_core():
+        seconds /= os.cpu_count() or 1
+    return Rate(model.info, seconds * _AROUND_NETWORK, "a short trial of the network")
+
+
+def workers_rate(info: ModelInfo, seconds: Sequence[float]) -> Rate:
+    """The rate of workers that compute at a time.
+
+    Parameters
+    ----------
+    seconds : that each one's network takes for a tile (:func:`tile_seconds`).
+    """
+    together = _AROUND_NETWORK / sum(1 / one for one in seconds)
+    number = "one worker" if len(seconds) == 1 else f"the {len(seconds)} workers that are there"
+    return Rate(info, together, f"a short trial on {number}")
+
+
+def tile_seconds(model: NucleusModel) -> float:
+    """How long the network takes for a tile of noise, once it is warm."""
     side = model.info.tile
     tile = np.random.default_rng(0).integers(90, 240, (1, side, side, 3)).astype(np.uint8)
     model.predict(tile)
     begun = time.perf_counter()
     model.predict(tile)
-    seconds = (time.perf_counter() - begun) * _AROUND_NETWORK
-    # The first call used all cores for one tile or one of them; a run keeps all of them busy.
-    cores = os.cpu_count() or 1
-    if model.device == "cpu" and _one_core():
-        seconds /= cores
-    return Rate(model.info, seconds, "a short trial of the network")
+    return time.perf_counter() - begun
 
 
 def _one_core() -> bool:

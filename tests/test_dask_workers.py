@@ -23,6 +23,7 @@ from pathosam_qupath import dask_cluster
 from pathosam_qupath.block_workers import ImageBlocks, InProcess
 from pathosam_qupath.dask_cluster import connected
 from pathosam_qupath.dask_roster import Roster
+from pathosam_qupath.dask_tasks import usable_cores
 from pathosam_qupath.dask_workers import DaskWorkers
 from pathosam_qupath.errors import ImageError, RunError, SchedulerError, UsageError
 from pathosam_qupath.segmentation.pipeline import SegmentOptions, plan_blocks
@@ -104,6 +105,17 @@ def test_two_workers_find_what_one_process_finds(client, expected):
         assert found.model.info == CheapModel().info
         assert found.model.device == "cpu"
         assert found.notes == ()
+
+
+def test_a_trial_on_the_workers_says_how_fast_they_are_together(client):
+    alone = InProcess(CheapModel(seconds=0.2)).rate()
+    assert alone.source == "a short trial of the network"
+    with workers(client, 0.2) as found:
+        rate = found.rate()
+    assert rate.source == "a short trial on the 2 workers that are there"
+    assert rate.info == CheapModel().info
+    cores = len(usable_cores())
+    assert 0.2 / (2 * cores) < rate.seconds < 10 * 0.2  # each has its part of the cores
 
 
 def sampled(dask_worker):
