@@ -31,7 +31,10 @@ def share_freed_memory() -> None:
 
 
 def give_back_freed_memory() -> None:
-    """Give the system back all that is free; the next large allocations take longer."""
+    """Give the system back all that is free; the next large allocations take longer.
+
+    Worth it between two phases of different needs, so that their peaks do not add up.
+    """
     if sys.platform == "linux":
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pathosam_qupath.block_ledger import BlockLedger, open_ledger
 from pathosam_qupath.block_workers import BlockWorkers, ImageBlocks
-from pathosam_qupath.memory import give_back_memory
+from pathosam_qupath.c_memory import give_back_freed_memory
 from pathosam_qupath.resuming import block_identity
 from pathosam_qupath.run_plan import EntryPlan, RunOptions, slide_file
 from pathosam_qupath.run_record import RunRecord
@@ -88,7 +88,7 @@ def begin_image(
         slide.close()
         raise
     begun = BegunImage(slide, tissue, ledger, ImageBlocks(entry.name, file, todo, options))
-    give_back_memory()  # of the picture in which tissue was looked for
+    give_back_freed_memory()  # of the picture in which tissue was looked for
     try:
         if begun.left:
             workers.ahead(begun.blocks, done=frozenset(ledger.done))

@@ -19,9 +19,9 @@ import numpy as np
 
 from pathosam_qupath.block_ledger import BlockLedger
 from pathosam_qupath.block_workers import BlockWorkers
+from pathosam_qupath.c_memory import give_back_freed_memory
 from pathosam_qupath.disk_space import bytes_needed, check_room
 from pathosam_qupath.errors import PathosamError, SchedulerError
-from pathosam_qupath.memory import give_back_memory
 from pathosam_qupath.plausibility import warnings_of
 from pathosam_qupath.qupath.project import HierarchyChange
 from pathosam_qupath.run_blocks import BegunImage, TissueShare, begin_image, fill_ledger
@@ -144,7 +144,7 @@ def _treat(
     done = _segment(plan, work, tell, following)
     if isinstance(done, EntryRecord):
         return done
-    give_back_memory()  # of maps; what is written now needs less
+    give_back_freed_memory()  # of maps; what is written now needs less
     project, entry = as_it_is_now(project, plan, work.options)
     found = _written_before(entry, record)
     if found is not None:
