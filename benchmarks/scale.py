@@ -21,8 +21,8 @@ is what ``segment --whole-image`` does. A row's peak memory is that of its proce
 included. Starting Python, Java and the model is timed by itself.
 
 Shares of the cores are processor time over wall time and cores: of the threads that read,
-of the network's, of the one that makes polygons, and of the one that writes and waits. What
-is not the network's is lost; "idle" is the part of it that no thread used.
+of the network's, of the one that makes polygons, and of those that measure nuclei, write and
+wait. What is not the network's is lost; "idle" is the part of it that no thread used.
 """
 
 from __future__ import annotations
@@ -178,6 +178,7 @@ def measure(
     stages.timed("polygons", pipeline, "block_objects")
     stages.timed("ledger", BlockLedger, "append")
     stages.timed("record", run_image, "gather")
+    stages.timed("measuring", run_image, "nuclei_frame")
     stages.timed("file", EmbeddedEntry, "write")
     before = peak()
     wall, processor = time.perf_counter(), time.process_time()
@@ -310,7 +311,7 @@ HEAD = (
 def line(row: Figures) -> str:
     """A row of the table."""
     found = shares(row)
-    writing = sum(found.get(name, 0) for name in ("ledger", "record", "file"))
+    writing = sum(found.get(name, 0) for name in ("ledger", "record", "measuring", "file"))
     rest = found["other"] + found.get("tissue", 0) + found.get("stain", 0)
     cells = [
         f"{row['side']:,}²",

@@ -1,14 +1,17 @@
 """From an image's finished blocks to the nuclei in its record, a batch at a time.
 
 The blocks are on disk (``block_ledger``) and so are the nuclei (``run_predictions``); what
-lies between the two holds one batch, whatever the size of the slide.
+lies between the two holds a few batches, whatever the size of the slide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +25,14 @@ if TYPE_CHECKING:
 
     from pathosam_qupath.run_predictions import StoredNuclei
 
-BATCH = 8192
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+BATCH = 4096
 """Nuclei from which a batch is full; it ends with the block that fills it."""
+
+_THREADS = 2
+"""Batches that are measured at a time, while another is written."""
 
 _KINDS: tuple[Quality, ...] = ("blank", "blurred")
 
@@ -71,18 +80,38 @@ def gather(
     kinds = np.zeros(grid, np.uint8)
     areas = [np.zeros(0, np.float32)]
 
-    def frames() -> Iterator[gpd.GeoDataFrame]:
+    def objects() -> Iterator[list[Objects]]:
         for batch in _batches(results):
             for result in batch:
                 for tile, kind in result.quality.items():
                     kinds[tile] = 1 + _KINDS.index(kind)
-            nuclei = frame_of([result.objects for result in batch])
+            yield [result.objects for result in batch]
+
+    def frames() -> Generator[gpd.GeoDataFrame, None, None]:
+        for nuclei in _ahead(frame_of, objects()):
             areas.append(nuclei.geometry.area.to_numpy(np.float32))
             yield fit(nuclei)
 
-    stored = store(frames())
+    with closing(frames()) as made:
+        stored = store(made)
     blank, blurred = (int((kinds == 1 + i).sum()) for i in range(len(_KINDS)))
     return Gathered(stored, np.concatenate(areas), blank, blurred)
+
+
+def _ahead(function: Callable[[_T], _R], values: Iterable[_T]) -> Iterator[_R]:
+    """What a function makes of values, in their order, computed by threads a little ahead."""
+    with ThreadPoolExecutor(_THREADS, "nuclei") as threads:
+        under_way: deque[Future[_R]] = deque()
+        try:
+            for value in values:
+                under_way.append(threads.submit(function, value))
+                if len(under_way) > _THREADS:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for left in under_way:
+                left.cancel()
 
 
 def _batches(results: Iterable[BlockResult]) -> Iterator[list[BlockResult]]:

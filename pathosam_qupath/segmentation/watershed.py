@@ -191,7 +191,8 @@ def _gaussian(values: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 
     width = values.shape[1]
     begin = max(0, width - _VECTOR - radius)
-    ends = smooth(cv2.copyMakeBorder(values[:, begin:], 0, 0, 0, _VECTOR, border))
+    longer = cv2.copyMakeBorder(values[:, begin:], 0, 0, 0, _VECTOR, border)
+    ends = smooth(np.asarray(longer, np.float32))
     if begin == 0:
         return ends[:, :width]
     smoothed = smooth(values)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 
 import geopandas
 import numpy as np
@@ -17,6 +18,7 @@ from pathosam_qupath.errors import UsageError
 from pathosam_qupath.model.interface import Postprocessing
 from pathosam_qupath.segmentation import tile_maps
 from pathosam_qupath.segmentation.classes import ClassMap
+from pathosam_qupath.segmentation.nuclei import _ids
 from pathosam_qupath.segmentation.pipeline import SegmentOptions, iter_segment, segment
 from pathosam_qupath.segmentation.polygons import polygons
 from pathosam_qupath.segmentation.watershed import instances
@@ -362,3 +364,10 @@ def test_maps_are_held_for_few_tiles_only(monkeypatch):
 def test_impossible_options_are_refused(name):
     with pytest.raises(UsageError, match=name):
         SegmentOptions(**{name: 0})
+
+
+def test_ids_are_version_5_uuids_of_the_run_and_the_anchor():
+    namespace = uuid.uuid4()
+    anchors = np.array([[0, 0], [17, 123456], [99999, 4]])
+    assert _ids(namespace, anchors) == [str(uuid.uuid5(namespace, f"{x},{y}")) for x, y in anchors]
+    assert _ids(namespace, anchors[:0]) == []
