@@ -58,7 +58,10 @@ THIRDS = (0, 1, 2)
 """Repetitions: which third of the images is held out."""
 
 STRATEGIES = ("suggested", "random")
-_KEPT = ("regions", "nuclei", "held_out", "regression", "prompts")
+_KEPT = ("regions", "nuclei", "taught", "steps", "way", "held_out", "regression", "prompts")
+MANY = 2000
+"""Nuclei to learn from: how long that takes and how far it goes is told for none and for these."""
+
 _KNOWN_TYPES = (0, 1, 2, 3, 5, 6)
 """What the three classes of the bundled model stand for; the rest teaches none."""
 
@@ -140,9 +143,9 @@ def run_stories(arguments: argparse.Namespace) -> None:
     about = {
         "base_sha256": file_sha256(base),
         "what": options.what,
-        "steps": options.total,
+        "steps": [options.steps_with(nuclei) for nuclei in (0, MANY)],
         "rate": options.rate,
-        "way": options.kept_way,
+        "way": [options.way_with(nuclei) for nuclei in (0, MANY)],
         "replay": arguments.replay,
         "region": REGION,
     }
@@ -193,12 +196,16 @@ def _rounds(
         split = split_samples([story.pool[i] for i in chosen], [])
         data = FinetuneData(split.train, split.stopping, story.replay, identity=key)
         options = replace(_options(arguments), seed=story.third)
+        nuclei = data.nuclei
         began = time.monotonic()
         current = finetune(base, data, out, options, name=key)
         curve = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
         result = {
             "regions": len(chosen),
             "nuclei": sum(len(np.unique(story.pool[i].labels)) - 1 for i in chosen),
+            "taught": nuclei,
+            "steps": options.steps_with(nuclei),
+            "way": round(options.way_with(nuclei), 3),
             "chosen": chosen,
             "weights": current.relative_to(arguments.out).as_posix(),
             "seconds_choosing": round(choosing, 1),
@@ -368,11 +375,15 @@ def _line(result: dict[str, Any]) -> str:
 TITLES = {"val": "organs that the base never saw", "consep": "CoNSeP"}
 FIGURES = {"f1_50": "F1@0.5", "msa": "mSA", "class_accuracy": "class accuracy"}
 COLORS = {"suggested": "tab:blue", "random": "tab:orange"}
-_STYLES = {"f1_50": "-", "msa": "--", "class_accuracy": ":"}
+_STYLES = {"f1_50": "-", "msa": "--"}
+"""Of what may not be lost; the classes of that are in the table alone, they gain too much."""
 
 
 def draw_curves(figures: dict[str, Any], picture: Path) -> None:
-    """Changes over the number of corrected regions, a row per story; bands are repetitions."""
+    """Changes over the number of corrected regions, a row per story.
+
+    Thin lines are repetitions, thick ones their mean at the numbers that all of them have.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -385,24 +396,16 @@ def draw_curves(figures: dict[str, Any], picture: Path) -> None:
     )
     for row, story in zip(axes, stories, strict=True):
         for panel, (key, title) in zip(row, FIGURES.items(), strict=False):
-            for strategy, color in COLORS.items():
-                x, values = _curve(results, story, strategy, "held_out", key)
-                changes = 100 * (values - values[0])
-                panel.plot(x, changes.mean(axis=1), "o-", color=color, label=strategy)
-                panel.fill_between(
-                    x, changes.min(axis=1), changes.max(axis=1), color=color, alpha=0.12
-                )
-            before = values[0].mean()
+            for strategy in COLORS:
+                before = _draw_curve(panel, results, (story, strategy, "held_out", key), strategy)
             panel.set_title(f"{title}, held out ({before:.3f} before)", fontsize=10)
         panel = row[3]
-        for key, title in FIGURES.items():
-            for strategy, color in COLORS.items():
-                x, values = _curve(results, story, strategy, "regression", key)
-                changes = 100 * (values - values[0]).mean(axis=1)
-                label = title if strategy == "suggested" else None
-                panel.plot(x, changes, marker="o", color=color, linestyle=_STYLES[key], label=label)
+        for key in _STYLES:
+            for strategy in COLORS:
+                label = FIGURES[key] if strategy == "suggested" else None
+                _draw_curve(panel, results, (story, strategy, "regression", key), label)
         panel.axhline(-1, color="tab:red", linewidth=0.8, label="a point less")
-        panel.set_title("regression set", fontsize=10)
+        panel.set_title("what may not be lost", fontsize=10)
         panel.legend(fontsize=7)
         for panel in row:
             panel.axhline(0, color="grey", linestyle=":")
@@ -413,13 +416,35 @@ def draw_curves(figures: dict[str, Any], picture: Path) -> None:
     figure.savefig(picture, dpi=110)
 
 
+def _draw_curve(
+    panel: Any,  # noqa: ANN401 (matplotlib has no types)
+    results: dict[str, Any],
+    curve: tuple[str, str, str, str],
+    label: str | None,
+) -> float:
+    """Its repetitions and their mean; the mean of the base."""
+    x, values = _curve(results, *curve)
+    _, strategy, what, key = curve
+    style = _STYLES[key] if what == "regression" else "-"
+    look = {"color": COLORS[strategy], "linestyle": style}
+    for repetition in (100 * (values - values[0])).T:
+        known = ~np.isnan(repetition)
+        panel.plot(
+            x[known], repetition[known], marker=".", markersize=3, linewidth=0.7, alpha=0.45, **look
+        )
+    whole = ~np.isnan(values).any(axis=1)
+    changes = 100 * (values - values[0])[whole].mean(axis=1)
+    panel.plot(x[whole], changes, marker="o", markersize=5, linewidth=2, label=label, **look)
+    return float(values[0].mean())
+
+
 def print_table(figures: dict[str, Any]) -> None:
-    """The means over the repetitions, and the range of the changes, as Markdown."""
+    """The base's figures and the mean and range of the changes in points, as Markdown."""
     results = figures["results"]
     for story in _told(results):
         print(
-            f"\n| {TITLES[story]} | regions | F1@0.5 | mSA | class accuracy "
-            "| regression set: F1@0.5 | mSA | class accuracy |\n|---|" + 7 * "---:|"
+            f"\n| {TITLES[story]} | regions | repetitions | F1@0.5 | mSA | class accuracy "
+            "| may not be lost: F1@0.5 | mSA | class accuracy |\n|---|" + 8 * "---:|"
         )
         for strategy in COLORS:
             found = [
@@ -430,8 +455,9 @@ def print_table(figures: dict[str, Any]) -> None:
             for i, count in enumerate(found[0][0]):
                 if count or strategy == "suggested":
                     what = strategy if count else "no fine-tuning"
+                    repetitions = np.count_nonzero(~np.isnan(found[0][1][i]))
                     cells = " | ".join(_cell(values, i) for _, values in found)
-                    print(f"| {what} | {count:.0f} | {cells} |")
+                    print(f"| {what} | {count:.0f} | {repetitions} | {cells} |")
 
 
 def _told(results: dict[str, Any]) -> list[str]:
@@ -440,31 +466,32 @@ def _told(results: dict[str, Any]) -> list[str]:
 
 
 def _cell(values: NDArray[np.float64], point: int) -> str:
-    """A figure, and the smallest and largest change of the repetitions, in points."""
-    mean = f"{values[point].mean():.3f}"
+    """The base's figure, or the mean of the changes of the repetitions and their range, in points.
+
+    The points that not all repetitions have are means of those that have them.
+    """
     if point == 0:
-        return mean
+        return f"{values[0].mean():.3f}"
     changes = 100 * (values[point] - values[0])
-    return f"{mean} ({changes.min():+.1f} … {changes.max():+.1f})"
+    changes = changes[~np.isnan(changes)]
+    spread = f" ({changes.min():+.1f} … {changes.max():+.1f})" if len(changes) > 1 else ""
+    return f"{changes.mean():+.1f}{spread}"
 
 
 def _curve(
     results: dict[str, Any], story: str, strategy: str, what: str, key: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Numbers of regions, from 0, and the figure (points, repetitions).
-
-    Only repetitions that were run to their end are in it.
-    """
+    """Numbers of regions, from 0, and the figure (points, repetitions); NaN where not measured."""
     thirds: dict[str, dict[int, float]] = {}
     for name, result in results.items():
         of_story, third, of_strategy, *_ = name.split("/")
         if of_story == story and of_strategy in ("base", strategy):
             value = result[what]["mean"][key]
             thirds.setdefault(third, {})[result["regions"]] = np.nan if value is None else value
-    longest = max(map(len, thirds.values()))
-    whole = [points for points in thirds.values() if len(points) == longest]
-    x = np.array(sorted(whole[0]), float)
-    return x, np.array([[points[int(count)] for points in whole] for count in x])
+    started = [points for _, points in sorted(thirds.items()) if len(points) > 1]
+    x = sorted({count for points in started for count in points})
+    values = [[points.get(count, np.nan) for points in started] for count in x]
+    return np.array(x, float), np.array(values)
 
 
 if __name__ == "__main__":

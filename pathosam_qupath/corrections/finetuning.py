@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 
 from pathosam_qupath.corrections.learning_run import FinetuneProgress
@@ -33,8 +34,11 @@ FINISHED = "model.safetensors"
 
 _STEPS: dict[What, int] = {"class-head": 400, "decoder": 150, "lora": 300, "all": 400}
 _RATES: dict[What, float] = {"class-head": 2e-3, "decoder": 5e-4, "lora": 1e-4, "all": 3e-4}
-_WAYS: dict[What, float] = {"decoder": 0.5}
 _PROMPT_STEPS: dict[What, int] = {"class-head": 0, "decoder": 60, "lora": 0, "all": 120}
+
+FEW_NUCLEI = 400
+"""Up to so many nuclei to learn from a decoder is kept halfway between its base and where learning
+went; from more it learns longer, up to twice, and is kept further on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class FinetuneOptions:
     steps, learning_rate, prompt_steps : None: what suits ``what``; the last are those of the
         prompt decoder, and it stays as it is with 0.
     way : how far from the base what is kept lies, 1: where learning went; None: what suits
-        ``what``.
+        ``what`` and the number of nuclei, see :meth:`way_with`.
     batch, side : crops per step, pixels of a crop's side.
     validate_every : steps between validations, where a killed run goes on.
     patience : validations without progress after which it ends.
@@ -64,20 +68,26 @@ class FinetuneOptions:
     prompt_steps: int | None = None
     way: float | None = None
 
-    @property
-    def total(self) -> int:
-        """Steps at most."""
-        return self.steps or _STEPS[self.what]
+    def steps_with(self, nuclei: int) -> int:
+        """Steps at most, with so many nuclei to learn from."""
+        if self.steps is not None:
+            return self.steps
+        growth = min(2.0, max(1.0, nuclei / FEW_NUCLEI)) if self.what == "decoder" else 1.0
+        return round(growth * _STEPS[self.what])
 
     @property
     def rate(self) -> float:
         """The learning rate."""
         return self.learning_rate or _RATES[self.what]
 
-    @property
-    def kept_way(self) -> float:
-        """How far from the base what is kept lies."""
-        return _WAYS.get(self.what, 1.0) if self.way is None else self.way
+    def way_with(self, nuclei: int) -> float:
+        """How far from the base what is kept lies, with so many nuclei to learn from.
+
+        What the base knows weighs as much as :data:`FEW_NUCLEI`, but half at most.
+        """
+        if self.way is not None:
+            return self.way
+        return max(0.5, nuclei / (nuclei + FEW_NUCLEI)) if self.what == "decoder" else 1.0
 
     @property
     def prompt_total(self) -> int:
@@ -103,6 +113,11 @@ class FinetuneData:
     replay: Sequence[Sample] = ()
     own_types: Mapping[str, int] = field(default_factory=dict)
     identity: str = ""
+
+    @property
+    def nuclei(self) -> int:
+        """How many corrected nuclei there are to learn from."""
+        return sum(int(np.count_nonzero(np.unique(sample.labels))) for sample in self.train)
 
 
 def finetune(
