@@ -58,9 +58,9 @@ THIRDS = (0, 1, 2)
 """Repetitions: which third of the images is held out."""
 
 STRATEGIES = ("suggested", "random")
-_KEPT = ("regions", "nuclei", "taught", "steps", "way", "held_out", "regression", "prompts")
+_KEPT = ("regions", "nuclei", "taught", "way", "held_out", "regression", "prompts")
 MANY = 2000
-"""Nuclei to learn from: how long that takes and how far it goes is told for none and for these."""
+"""Nuclei to learn from: how far what is kept then lies from the base is told for none and these."""
 
 _KNOWN_TYPES = (0, 1, 2, 3, 5, 6)
 """What the three classes of the bundled model stand for; the rest teaches none."""
@@ -143,7 +143,7 @@ def run_stories(arguments: argparse.Namespace) -> None:
     about = {
         "base_sha256": file_sha256(base),
         "what": options.what,
-        "steps": [options.steps_with(nuclei) for nuclei in (0, MANY)],
+        "steps": options.total,
         "rate": options.rate,
         "way": [options.way_with(nuclei) for nuclei in (0, MANY)],
         "replay": arguments.replay,
@@ -204,7 +204,6 @@ def _rounds(
             "regions": len(chosen),
             "nuclei": sum(len(np.unique(story.pool[i].labels)) - 1 for i in chosen),
             "taught": nuclei,
-            "steps": options.steps_with(nuclei),
             "way": round(options.way_with(nuclei), 3),
             "chosen": chosen,
             "weights": current.relative_to(arguments.out).as_posix(),

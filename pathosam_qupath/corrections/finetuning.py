@@ -36,9 +36,8 @@ _STEPS: dict[What, int] = {"class-head": 400, "decoder": 150, "lora": 300, "all"
 _RATES: dict[What, float] = {"class-head": 2e-3, "decoder": 5e-4, "lora": 1e-4, "all": 3e-4}
 _PROMPT_STEPS: dict[What, int] = {"class-head": 0, "decoder": 60, "lora": 0, "all": 120}
 
-FEW_NUCLEI = 400
-"""Up to so many nuclei to learn from a decoder is kept halfway between its base and where learning
-went; from more it learns longer, up to twice, and is kept further on."""
+BASE_WORTH = 400
+"""How many nuclei to learn from weigh as much as what the base knows, see ``way_with``."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,10 @@ class FinetuneOptions:
     prompt_steps: int | None = None
     way: float | None = None
 
-    def steps_with(self, nuclei: int) -> int:
-        """Steps at most, with so many nuclei to learn from."""
-        if self.steps is not None:
-            return self.steps
-        growth = min(2.0, max(1.0, nuclei / FEW_NUCLEI)) if self.what == "decoder" else 1.0
-        return round(growth * _STEPS[self.what])
+    @property
+    def total(self) -> int:
+        """Steps at most."""
+        return self.steps or _STEPS[self.what]
 
     @property
     def rate(self) -> float:
@@ -83,11 +80,15 @@ class FinetuneOptions:
     def way_with(self, nuclei: int) -> float:
         """How far from the base what is kept lies, with so many nuclei to learn from.
 
-        What the base knows weighs as much as :data:`FEW_NUCLEI`, but half at most.
+        A decoder goes halfway with up to :data:`BASE_WORTH` nuclei, and three quarters with thrice
+        as many: the more there are, the more is gained by going on, and the less is lost
+        elsewhere.
         """
         if self.way is not None:
             return self.way
-        return max(0.5, nuclei / (nuclei + FEW_NUCLEI)) if self.what == "decoder" else 1.0
+        if self.what != "decoder":
+            return 1.0
+        return min(0.75, max(0.5, nuclei / (nuclei + BASE_WORTH)))
 
     @property
     def prompt_total(self) -> int:
@@ -116,7 +117,7 @@ class FinetuneData:
 
     @property
     def nuclei(self) -> int:
-        """How many corrected nuclei there are to learn from."""
+        """How many nuclei there are to learn from in the corrected regions."""
         return sum(int(np.count_nonzero(np.unique(sample.labels))) for sample in self.train)
 
 

@@ -75,10 +75,9 @@ class FinetuneRun(LearningRun):
         groups = _trained(network, options)
         self.encoder = None if options.what == "all" else _frozen(network, device)
         identity = json.dumps({"options": asdict(options), "data": data.identity})
-        nuclei = data.nuclei
-        steps = options.steps_with(nuclei)
-        schedule = Schedule(steps, options.validate_every, options.patience)
-        super().__init__(groups, schedule, out, identity, device, options.way_with(nuclei))
+        schedule = Schedule(options.total, options.validate_every, options.patience)
+        way = options.way_with(data.nuclei)
+        super().__init__(groups, schedule, out, identity, device, way)
 
     def finish(self, progress: Callable[[FinetuneProgress], None] | None = None) -> Path:
         """Train the prompt decoder on the best state; the path of the finished weights.

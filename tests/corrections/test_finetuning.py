@@ -258,30 +258,25 @@ def test_what_is_kept_lies_on_the_way_from_the_base(base, data, tmp_path):
         torch.testing.assert_close(half[name].double(), between, atol=1e-3, rtol=1e-3)
 
 
-def test_more_nuclei_take_a_decoder_longer_and_further():
+def test_more_nuclei_take_a_decoder_further_from_its_base():
     options = FinetuneOptions("decoder")
-    counts = (0, 400, 600, 800, 3600)
-    assert [options.steps_with(n) for n in counts] == [150, 150, 225, 300, 300]
-    assert [options.way_with(n) for n in counts] == pytest.approx([0.5, 0.5, 0.6, 2 / 3, 0.9])
-    chosen = replace(options, steps=7, way=0.8)
-    assert (chosen.steps_with(3600), chosen.way_with(3600)) == (7, 0.8)
-    for what in ("class-head", "all"):
-        other = FinetuneOptions(what)
-        assert other.steps_with(0) == other.steps_with(3600)
-        assert other.way_with(0) == other.way_with(3600) == 1.0
+    counts = (0, 400, 600, 1200, 5000)
+    assert [options.way_with(n) for n in counts] == pytest.approx([0.5, 0.5, 0.6, 0.75, 0.75])
+    assert replace(options, way=0.8).way_with(5000) == 0.8
+    assert {FinetuneOptions("all").way_with(n) for n in counts} == {1.0}
 
 
-def test_how_long_and_how_far_depends_on_the_corrected_nuclei(base, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(finetuning, "FEW_NUCLEI", 3)
+def test_replayed_nuclei_do_not_take_it_further(base, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetuning, "BASE_WORTH", 10)
     few = learning(data).train[:1]
     nuclei = sum(len(set(sample.labels.flat) - {0}) for sample in few)
     learnt = learning(data, train=few, replay=learning(data).train)
-    assert learnt.nuclei == nuclei > 6
-    options = FinetuneOptions("decoder", **SMALL)
+    assert learnt.nuclei == nuclei
+    assert 10 < nuclei < 30
     network, description = load_weights(base)
+    options = FinetuneOptions("decoder", **SMALL)
     run = FinetuneRun(network, description, learnt, tmp_path, options, "cpu")
-    assert run.schedule.steps == 300
-    assert run.way == pytest.approx(nuclei / (nuclei + 3))
+    assert run.way == pytest.approx(nuclei / (nuclei + 10))
 
 
 def test_another_run_in_the_folder_is_refused(base, data, tmp_path):
