@@ -337,7 +337,7 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[4096, 8192, 16384])
     parser.add_argument("--nuclei", type=int, nargs="+", default=[100_000, 1_000_000])
     parser.add_argument("--slope-sides", type=int, nargs="+", default=[16384, 32768, 65536, 100000])
-    parser.add_argument("--slope-share", type=float, default=0.25)
+    parser.add_argument("--slope-share", type=float, default=0.137)
     parser.add_argument("--model", default="bundled", help="of the part of that name")
     parser.add_argument("--share", type=float, default=1.0, help="of the slide that is tissue")
     parser.add_argument(

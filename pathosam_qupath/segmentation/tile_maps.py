@@ -155,7 +155,6 @@ class TileMaps:
         self._embedder = promptable(model) if embed else None
         self._store = store
         self._held: dict[_Key, _TileResult] = {}
-        self._used: list[Maps] = []
         if store is not None:
             known = ((key, store.get(key[1])) for key in self._users)
             self._held = {key: result for key, result in known if result is not None}
@@ -186,7 +185,6 @@ class TileMaps:
         self._network.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
         self._held.clear()
-        self._used.clear()
 
     def wait_for(self, block: Block) -> None:
         """Return when the maps of a block's tiles are there.
@@ -215,8 +213,6 @@ class TileMaps:
                     result = self._held.pop(key)
                     if self._store is not None:
                         self._store.put(key[1], result)
-                    elif result.maps is not None:
-                        self._used.append(result.maps)
 
     def quality(self, block: Block) -> dict[TileIndex, Quality]:
         """Which tiles of a block are blank or out of focus; ask before :meth:`release`."""
@@ -354,18 +350,9 @@ class TileMaps:
         return list(map(_TileResult, maps, quality, embeddings))
 
     def _inside(self, tile: TileIndex, maps: Maps) -> Maps:
-        """The part of a tile's maps that is used, in the memory of one that is released.
-
-        Memory that is taken anew for every tile is torn to pieces by what lives shorter.
-        """
+        """The part of a tile's maps that is used."""
         halo, box = self._grid.halo, self._grid.tile_box(tile)
-        part = maps[:, halo : halo + box.height, halo : halo + box.width]
-        with self._lock:
-            of_like = (i for i, used in enumerate(self._used) if used.shape == part.shape)
-            at = next(of_like, None)
-            kept = np.empty(part.shape, np.float32) if at is None else self._used.pop(at)
-        kept[:] = part
-        return kept
+        return maps[:, halo : halo + box.height, halo : halo + box.width].copy()
 
 
 def _embedded(

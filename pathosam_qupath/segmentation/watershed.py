@@ -126,6 +126,7 @@ def window_instances(
     is_seed &= boundary < parameters.boundary_distance_threshold
     is_seed &= mask
     seeds = _seeds(is_seed)
+    del maps, foreground, center, is_seed  # the flood needs the memory
     edge = _edge(mask.shape, open_sides)
     is_cut = np.zeros(seeds.count + 1, bool)
     is_cut[seeds.owner[edge.ravel()[seeds.at]]] = True
@@ -325,6 +326,7 @@ def _flooded(
     count, pieces = cv2.connectedComponents(mask.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
     inside = np.flatnonzero(mask)
     owner, marker = pieces.ravel()[inside], markers.ravel()[inside]
+    del pieces
     marked = marker != 0
     one = np.zeros(count, np.int32)
     one[owner[marked]] = marker[marked]
@@ -349,6 +351,7 @@ def _flooded(
     heights = _distinct_heights(boundary[rows, columns], columns + origin[0], rows + origin[1])
     heights[first.ravel()[at]] = -1.0
     there = (rows + moved[piece, 1]) * shape[1] + columns + moved[piece, 0]
+    del inside, owner, fought, piece, rows, columns
 
     def placed(values: NDArray[np.generic]) -> NDArray[Any]:
         picture = np.zeros(shape, values.dtype)
