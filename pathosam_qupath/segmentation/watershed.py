@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -30,6 +29,9 @@ from pathosam_qupath.model.interface import Postprocessing
 
 TRUNCATE = 3.0
 """Gaussians end at three sigma, as in the reference's filters."""
+
+_AT_ONCE = 1 << 13
+"""Pixels flooded at once, about: a call takes as long as 2000, a long queue more for each."""
 
 _VECTOR = 64
 """More pixels than any processor takes at a time."""
@@ -213,16 +215,22 @@ def _edge(shape: tuple[int, ...], open_sides: Sides) -> NDArray[np.bool_]:
 
 
 def _distinct_heights(
-    boundary: NDArray[np.float32], columns: NDArray[np.int64], rows: NDArray[np.int64]
+    boundary: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    origin: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """Heights in the order of ``boundary``, ties decided by the position on the slide.
+    """Heights of pixels in the order of ``boundary``, ties decided by the position on the slide.
 
     A float32 leaves the lower 29 bits of a float64 empty: the hash goes there, so two
     different distances keep their order whatever the hash.
     """
-    heights = np.maximum(boundary, 0).astype(np.float64)
+    height, width = boundary.shape
+    by_column = _hash(np.arange(origin[0], origin[0] + width), 0x9E3779B97F4A7C15)
+    by_row = _hash(np.arange(origin[1], origin[1] + height), 0xC2B2AE3D27D4EB4F)
+    heights = np.maximum(boundary[rows, columns], 0).astype(np.float64)
     bits = heights.view(np.uint64)
-    bits |= _hash(rows, 0xC2B2AE3D27D4EB4F) ^ _hash(columns, 0x9E3779B97F4A7C15)
+    bits |= by_row[rows] ^ by_column[columns]
     return heights
 
 
@@ -316,7 +324,7 @@ def _flooded(
 
     A connected piece of the mask that holds one marker is that marker's, whatever the
     distances; most nuclei are such pieces. Only those with several have to be flooded. Since
-    no flood leaves its piece, they are cut out, put beside each other and flooded at once.
+    no flood leaves its piece, they are cut out and put beside each other, some at a time.
 
     Parameters
     ----------
@@ -340,29 +348,58 @@ def _flooded(
         return labels
     fought = several[owner]
     at, piece, marker = inside[fought], owner[fought], marker[fought]
+    del inside, owner, fought
     width = mask.shape[1]
     boxes = boxes_around(at, piece, count, width)[contested]
-    corners, shape = _side_by_side(boxes[:, 2:] - boxes[:, :2])
-    if shape[0] * shape[1] > mask.size:
-        corners, shape = boxes[:, :2], mask.shape  # as they are: their boxes overlap too much
+    group, corners, shapes = _pictures(boxes, mask.shape)
+    # Of each contested piece its picture, and how far it is moved there.
+    picture = np.zeros(count, np.min_scalar_type(len(shapes)))
     moved = np.zeros((count, 2), np.int64)
-    moved[contested] = corners - boxes[:, :2]
+    picture[contested], moved[contested] = group, corners - boxes[:, :2]
+    order = np.argsort(picture[piece], kind="stable")
+    at, piece, marker = at[order], piece[order], marker[order]
     rows, columns = np.divmod(at, width)
-    heights = _distinct_heights(boundary[rows, columns], columns + origin[0], rows + origin[1])
+    heights = _distinct_heights(boundary, rows, columns, origin)
     heights[first.ravel()[at]] = -1.0
-    there = (rows + moved[piece, 1]) * shape[1] + columns + moved[piece, 0]
-    del inside, owner, fought, piece, rows, columns
-
-    def placed(values: NDArray[np.generic]) -> NDArray[Any]:
-        picture = np.zeros(shape, values.dtype)
-        picture.ravel()[there] = values
-        return picture
-
-    flooded = watershed(  # type: ignore[no-untyped-call]
-        placed(heights), placed(marker), mask=placed(np.ones(len(at), bool))
-    )
-    labels.ravel()[at] = flooded.ravel()[there]
+    rows += moved[piece, 1]
+    columns += moved[piece, 0]
+    ends = np.cumsum(np.bincount(picture[piece], minlength=len(shapes)))
+    for shape, start, end in zip(shapes, [0, *ends], ends, strict=False):
+        there = rows[start:end] * shape[1] + columns[start:end]
+        high, markers, mask = (np.zeros(shape, kind) for kind in (np.float64, np.int32, bool))
+        high.ravel()[there] = heights[start:end]
+        markers.ravel()[there] = marker[start:end]
+        mask.ravel()[there] = True
+        flooded = watershed(high, markers, mask=mask)  # type: ignore[no-untyped-call]
+        labels.ravel()[at[start:end]] = flooded.ravel()[there]
     return labels
+
+
+def _pictures(
+    boxes: NDArray[np.int64], shape: tuple[int, ...]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[tuple[int, ...]]]:
+    """Pictures on which pieces are flooded, some pieces on each.
+
+    Parameters
+    ----------
+    boxes : (n, 4) x0, y0, x1, y1 around each, in a window of a ``shape``.
+
+    Returns
+    -------
+    group : (n,) picture of each, and ``corners`` (n, 2), x and y of its box there.
+    shapes : of the pictures.
+    """
+    sizes = boxes[:, 2:] - boxes[:, :2]
+    areas = (sizes + 1).prod(axis=1)
+    if areas.sum() > 2 * math.prod(shape):  # boxes that overlap that much stay where they are
+        return np.zeros(len(boxes), np.int64), boxes[:, :2], [shape]
+    group = np.unique(np.cumsum(areas) // _AT_ONCE, return_inverse=True)[1]
+    corners = np.empty_like(sizes)
+    shapes: list[tuple[int, ...]] = []
+    for number in range(int(group[-1]) + 1):
+        corners[group == number], on = _side_by_side(sizes[group == number])
+        shapes.append(on)
+    return group, corners, shapes
 
 
 def _side_by_side(sizes: NDArray[np.int64]) -> tuple[NDArray[np.int64], tuple[int, int]]:

@@ -12,6 +12,7 @@ from scipy import ndimage
 from pathosam_qupath.model.interface import Postprocessing
 from pathosam_qupath.segmentation.watershed import (
     CLOSED,
+    _side_by_side,
     instances,
     smoothing_reach,
     window_instances,
@@ -99,6 +100,17 @@ def test_what_a_window_calls_complete_is_what_the_whole_gives(count, seed, x, y,
             rows, columns = boxes[expected - 1]
             assert y <= rows.start and rows.stop <= y1 and x <= columns.start and columns.stop <= x1
             assert mine.sum() == (whole.labels == expected).sum()
+
+
+@given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=60))
+def test_pieces_that_are_flooded_together_do_not_touch(sizes):
+    sizes = np.array(sizes, np.int64)
+    corners, shape = _side_by_side(sizes)
+    taken = np.zeros(shape, int)
+    for (x, y), (width, height) in zip(corners, sizes, strict=True):
+        assert x + width <= shape[1] and y + height <= shape[0]
+        taken[y : y + height + 1, x : x + width + 1] += 1
+    assert taken.max() == 1
 
 
 def test_most_objects_of_a_window_are_complete():
