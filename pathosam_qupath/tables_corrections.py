@@ -134,8 +134,8 @@ def finetune_line(p: FinetuneProgress) -> str:
     if p.prompts:
         return f"answers, step {p.step}/{p.steps} · mean IoU {p.score:.3f} · {p.seconds:.0f} s"
     loss = "" if p.loss is None else f" · loss {p.loss:.4f}"
-    best = " (best)" if p.best else ""
-    return f"step {p.step}/{p.steps}{loss} · score {p.score:.4f}{best} · {p.seconds:.0f} s"
+    kept = " (kept)" if p.best else ""
+    return f"step {p.step}/{p.steps}{loss} · score {p.score:.4f}{kept} · {p.seconds:.0f} s"
 
 
 def finetune_table(report: FinetuneReport) -> Group:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pathosam_qupath.corrections.comparison import MARGIN
 from pathosam_qupath.corrections.dataset import Batch
 from pathosam_qupath.corrections.evaluation import score_sample, summarize
 from pathosam_qupath.corrections.finetuning import (
@@ -78,6 +79,7 @@ class FinetuneRun(LearningRun):
         schedule = Schedule(options.total, options.validate_every, options.patience)
         way = options.way_with(data.nuclei)
         super().__init__(groups, schedule, out, identity, device, way)
+        self.about = MARGIN * (1 if options.what == "class-head" else 3)  # a point of each figure
 
     def finish(self, progress: Callable[[FinetuneProgress], None] | None = None) -> Path:
         """Train the prompt decoder on the best state; the path of the finished weights.

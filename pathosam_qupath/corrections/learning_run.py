@@ -4,8 +4,9 @@ The learning rate falls to a tenth. What is scored and kept is a running average
 or a state between the base and that average: so more of what the base can do elsewhere is left
 (M. Wortsman et al., *Robust fine-tuning of zero-shot models*, CVPR 2022).
 Batches are functions of seed and step, so a run that was killed and is called again ends as if
-it had not been. It ends early where nothing has been gained for a while; the state it begins
-with is the first that counts.
+it had not been. It ends early where nothing has been gained for a while. The state it begins with
+is the first that counts, and of the others the last that is better than it and about as good as the
+best: a few held-out regions cannot tell more, and at the low rates of the end weights have settled.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class FinetuneProgress:
     Attributes
     ----------
     score : that of the state just validated; of the prompt decoder the mean IoU of its answers.
+    best : whether that state is kept for now.
     seconds : since it began; of the prompt decoder, since that did.
     prompts : whether the prompt decoder is what learns.
     """
@@ -80,6 +82,8 @@ class LearningRun(ABC):
     """
 
     largest_gradient = 2.0
+    about = 0.0
+    """How much less than the best one's the score of a state is that is about as good."""
 
     def __init__(
         self,
@@ -98,7 +102,8 @@ class LearningRun(ABC):
         self.way = way
         self.start = [p.detach().clone() for p in self.learning] if way < 1.0 else []
         self.step, self.seconds = 0, 0.0
-        self.best, self.best_step, self.since_best = float("-inf"), 0, 0
+        self.first = self.best = float("-inf")
+        self.best_step, self.since_best = 0, 0
         self._identity = identity
 
     @abstractmethod
@@ -135,7 +140,8 @@ class LearningRun(ABC):
         self.average = state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds = state["step"], state["seconds"]
-        self.best, self.best_step = state["best"], state["best_step"]
+        self.first, self.best = state["first"], state["best"]
+        self.best_step = state["best_step"]
         self.since_best = state["since_best"]
 
     def go_on(self, progress: Callable[[FinetuneProgress], None] | None) -> None:
@@ -177,15 +183,18 @@ class LearningRun(ABC):
     ) -> None:
         with self._averaged():
             score = self.score()
-            better = score > self.best
-            self.since_best = 0 if better else self.since_best + 1
-            if better:
-                self.best, self.best_step = score, self.step
+            if self.step == 0:
+                self.first = score
+            kept = self.step == 0 or (score > self.first and score >= self.best - self.about)
+            self.since_best = 0 if score > self.best else self.since_best + 1
+            self.best = max(self.best, score)
+            if kept:
+                self.best_step = self.step
                 self.keep()
         self.seconds = time.monotonic() - started
         self._save()
         line = FinetuneProgress(
-            self.step, self.schedule.steps, loss, score, better, round(self.seconds, 2)
+            self.step, self.schedule.steps, loss, score, kept, round(self.seconds, 2)
         )
         with (self.out / LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(line)) + "\n")
@@ -219,6 +228,7 @@ class LearningRun(ABC):
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "first": self.first,
             "best": self.best,
             "best_step": self.best_step,
             "since_best": self.since_best,

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from pathosam_qupath.corrections.comparison import MARGIN
 from pathosam_qupath.corrections.dataset import Batch
 from pathosam_qupath.corrections.evaluation import score_sample, summarize
 from pathosam_qupath.corrections.finetuning import FinetuneData
@@ -129,6 +130,7 @@ class _Run(LearningRun):
     """The fine-tuning of a SAM's encoder and its decoder of nuclei."""
 
     largest_gradient = 1.0
+    about = 2 * MARGIN
 
     def __init__(
         self,

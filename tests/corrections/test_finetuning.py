@@ -20,6 +20,7 @@ from pathosam_qupath.corrections.evaluation import ImageResult
 from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
 from pathosam_qupath.corrections.finetuning_run import FinetuneRun
 from pathosam_qupath.corrections.gate import against_adoption, finetune_and_judge
+from pathosam_qupath.corrections.learning_run import LearningRun, Schedule
 from pathosam_qupath.corrections.metrics import Scores
 from pathosam_qupath.corrections.samples import read_samples
 from pathosam_qupath.errors import ModelError, UsageError
@@ -277,6 +278,48 @@ def test_replayed_nuclei_do_not_take_it_further(base, data, tmp_path, monkeypatc
     options = FinetuneOptions("decoder", **SMALL)
     run = FinetuneRun(network, description, learnt, tmp_path, options, "cpu")
     assert run.way == pytest.approx(nuclei / (nuclei + 10))
+
+
+class Scored(LearningRun):
+    """Learns nothing, and is as good as it is told."""
+
+    about = 0.03
+
+    def __init__(self, out, scores):
+        self.scores, self.kept = scores, []
+        groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.1}]
+        super().__init__(groups, Schedule(len(scores) - 1, 1, 2), out, "", "cpu")
+
+    def prepared(self, step):
+        return None
+
+    def learn(self, batch):
+        return 0.0
+
+    def score(self):
+        return self.scores[self.step]
+
+    def keep(self):
+        self.kept.append(self.step)
+
+
+@pytest.mark.parametrize(
+    ("scores", "kept", "ended"),
+    [
+        ([1.0, 1.2, 1.2, 1.18], [0, 1, 2, 3], 3),  # as good, and about as good: the later one
+        ([1.0, 1.2, 1.18, 1.16], [0, 1, 2], 3),  # about as good as the one before is not enough
+        ([1.0, 1.02, 1.0, 1.0], [0, 1], 3),  # no better than the base
+        ([1.0, 0.9, 0.99, 1.2], [0], 2),  # no progress: it ends
+    ],
+)
+def test_the_last_of_the_good_states_is_kept(tmp_path, scores, kept, ended):
+    run = Scored(tmp_path, scores)
+    run.go_on(None)
+    assert (run.kept, run.best_step, run.step) == (kept, kept[-1], ended)
+    assert (run.first, run.best) == (1.0, max(scores[: ended + 1]))
+    again = Scored(tmp_path, scores)
+    again.resume()
+    assert (again.first, again.best, again.best_step) == (run.first, run.best, run.best_step)
 
 
 def test_another_run_in_the_folder_is_refused(base, data, tmp_path):
