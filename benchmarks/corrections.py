@@ -381,7 +381,7 @@ _STYLES = {"f1_50": "-", "msa": "--"}
 def draw_curves(figures: dict[str, Any], picture: Path) -> None:
     """Changes over the number of corrected regions, a row per story.
 
-    Thin lines are repetitions, thick ones their mean at the numbers that all of them have.
+    Thin lines are repetitions, thick ones the mean of those that were run at most numbers.
     """
     import matplotlib
 
@@ -429,11 +429,11 @@ def _draw_curve(
     for repetition in (100 * (values - values[0])).T:
         known = ~np.isnan(repetition)
         panel.plot(
-            x[known], repetition[known], marker=".", markersize=3, linewidth=0.7, alpha=0.45, **look
+            x[known], repetition[known], marker=".", markersize=5, linewidth=1.0, alpha=0.6, **look
         )
-    whole = ~np.isnan(values).any(axis=1)
-    changes = 100 * (values - values[0])[whole].mean(axis=1)
-    panel.plot(x[whole], changes, marker="o", markersize=5, linewidth=2, label=label, **look)
+    points = (~np.isnan(values)).sum(axis=0)
+    whole = (100 * (values - values[0]))[:, points == points.max()]
+    panel.plot(x, whole.mean(axis=1), marker="o", markersize=5, linewidth=2, label=label, **look)
     return float(values[0].mean())
 
 
