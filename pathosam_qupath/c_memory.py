@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from contextlib import suppress
 
 # Numbers of these parameters in glibc's malloc.h.
@@ -38,6 +39,25 @@ def give_back_freed_memory() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+
+
+class FreedMemory:
+    """Gives freed memory back now and then, for what goes on for long.
+
+    Parameters
+    ----------
+    every : seconds between two times; what it costs must not be noticed.
+    """
+
+    def __init__(self, every: float) -> None:
+        self._every, self._last = every, time.monotonic()
+
+    def give_back(self) -> None:
+        """Give it back, unless that was done a moment ago."""
+        now = time.monotonic()
+        if now - self._last > self._every:
+            self._last = now
+            give_back_freed_memory()
 
 
 def _mallopt(parameter: int, value: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pathosam_qupath.block_ledger import BlockLedger, open_ledger
 from pathosam_qupath.block_workers import BlockWorkers, ImageBlocks
-from pathosam_qupath.c_memory import give_back_freed_memory
+from pathosam_qupath.c_memory import FreedMemory, give_back_freed_memory
 from pathosam_qupath.resuming import block_identity
 from pathosam_qupath.run_plan import EntryPlan, RunOptions, slide_file
 from pathosam_qupath.run_record import RunRecord
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from pathosam_qupath.qupath.project import Entry
     from pathosam_qupath.slide import Slide
+
+_GIVE_BACK_EVERY = 5.0
+"""Seconds between two times of giving memory back: blocks of many threads tear it to pieces, so
+that it would grow for as long as a slide takes."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,8 @@ def fill_ledger(
         stop=stop,
         tell=lambda note: tell(last, note=note, already=before / total),
     )
+    freed = FreedMemory(_GIVE_BACK_EVERY)
     with closing(results):
         for result in results:
             ledger.append(result)
+            freed.give_back()

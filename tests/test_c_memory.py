@@ -60,6 +60,32 @@ def test_freed_memory_is_given_back():
     assert held - left > 100
 
 
+AGAIN = """
+import time
+import psutil
+import numpy as np
+from pathosam_qupath.c_memory import FreedMemory
+
+def left():
+    rows = [np.ones(1 << 13) for _ in range(3000)]
+    last = rows[-1]
+    del rows
+    freed.give_back()
+    return psutil.Process().memory_info().rss / 2**20, last
+
+freed = FreedMemory(0.5)
+soon, kept = left()
+time.sleep(0.6)
+later, more = left()
+print(soon, later)
+"""
+
+
+def test_it_is_given_back_now_and_then_only():
+    soon, later = printed(AGAIN)
+    assert soon - later > 100
+
+
 # Twenty threads at once, each of which frees 16 MB of rows but for its last.
 THREADS = """
 import sys, threading

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pathosam_qupath.c_memory import give_back_freed_memory
+from pathosam_qupath.c_memory import FreedMemory
 from pathosam_qupath.server.access import Roots
 from pathosam_qupath.server.changes import Changes
 from pathosam_qupath.server.images import Images
@@ -20,8 +20,7 @@ from pathosam_qupath.server.results import Results
 from pathosam_qupath.server.segment_job import Bench
 from pathosam_qupath.server.warm_model import WarmModel
 
-_TIDY_EVERY = 20.0
-"""Seconds between two times of giving memory back: what it costs must not be noticed."""
+_GIVE_BACK_EVERY = 20.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -63,23 +62,16 @@ class Server:
             changed=self.changes.announce,
             forgotten=lambda job: self.results.forget(job.id),
             out_of_memory=self.free_memory,
-            over=self._tidy,
+            over=FreedMemory(_GIVE_BACK_EVERY).give_back,
         )
         self.bench = Bench(self.images, self.jobs, self.results, self.roots, self.warm, self.device)
         self.decoding = asyncio.Semaphore(2)
         self.stop: Callable[[], None] = lambda: None
-        self._tidied = self.began
 
     def free_memory(self) -> None:
         """Drop what can be made again, after an allocation has failed."""
         self.prompts.clear()
         self.warm.free_memory()
-
-    def _tidy(self) -> None:
-        now = time.monotonic()
-        if now - self._tidied > _TIDY_EVERY:
-            self._tidied = now
-            give_back_freed_memory()
 
     def close(self) -> None:
         """End the jobs and let go of files."""
