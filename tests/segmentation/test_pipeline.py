@@ -311,10 +311,15 @@ def test_closing_the_stream_ends_a_tile_between_two_layers(monkeypatch):
             time.sleep(0.01)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
+    # Tests that run in a shell's background were started with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     presser = threading.Thread(target=interrupt)
     presser.start()
-    with pytest.raises(KeyboardInterrupt):
-        list(iter_segment(DrawnSlide(rgb), None, SlowNetwork(), options=options()))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            list(iter_segment(DrawnSlide(rgb), None, SlowNetwork(), options=options()))
+    finally:
+        signal.signal(signal.SIGINT, before)
     presser.join()
     assert 3 <= Slow.seen < 150
 
