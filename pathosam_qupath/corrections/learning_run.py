@@ -28,6 +28,9 @@ from pathosam_qupath.errors import UsageError
 
 CHECKPOINT, LOG = "checkpoint.pt", "log.jsonl"
 
+_LAYOUT = 2
+"""Of a checkpoint; another number is another layout."""
+
 AVERAGING = 0.98
 """Decay of the running average of the weights, per step."""
 
@@ -128,10 +131,11 @@ class LearningRun(ABC):
         if not path.exists():
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["identity"] != self._identity:
+        if state["identity"] != self._identity or state.get("layout") != _LAYOUT:
             raise UsageError(
                 self.out,
-                "it holds a fine-tuning of another model, other data or other options",
+                "it holds a fine-tuning of another model, other data or other options, or by "
+                "another version of this program",
                 "Choose another --name, or delete the folder to begin anew.",
             )
         with torch.no_grad():
@@ -223,6 +227,7 @@ class LearningRun(ABC):
         temporary = self.out / (CHECKPOINT + ".part")
         state = {
             "identity": self._identity,
+            "layout": _LAYOUT,
             "learning": [p.detach() for p in self.learning],
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),

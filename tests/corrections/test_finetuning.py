@@ -20,7 +20,7 @@ from pathosam_qupath.corrections.evaluation import ImageResult
 from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
 from pathosam_qupath.corrections.finetuning_run import FinetuneRun
 from pathosam_qupath.corrections.gate import against_adoption, finetune_and_judge
-from pathosam_qupath.corrections.learning_run import LearningRun, Schedule
+from pathosam_qupath.corrections.learning_run import CHECKPOINT, LearningRun, Schedule
 from pathosam_qupath.corrections.metrics import Scores
 from pathosam_qupath.corrections.samples import read_samples
 from pathosam_qupath.errors import ModelError, UsageError
@@ -327,6 +327,15 @@ def test_another_run_in_the_folder_is_refused(base, data, tmp_path):
     finetune(base, learning(data), tmp_path / "run", options, name="n")
     with pytest.raises(UsageError, match="another model, other data or other options"):
         finetune(base, learning(data, identity="else"), tmp_path / "run", options, name="n")
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    Scored(tmp_path, [1.0, 1.2, 1.2, 1.2]).go_on(None)
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    del state["layout"], state["first"]
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(UsageError, match="another version"):
+        Scored(tmp_path, [1.0]).resume()
 
 
 def test_it_stops_early_and_keeps_the_best(base, data, tmp_path):
