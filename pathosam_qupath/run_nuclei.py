@@ -6,16 +6,15 @@ lies between the two holds a few batches, whatever the size of the slide.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pathosam_qupath.ahead import computed_ahead
 from pathosam_qupath.segmentation.objects import Objects
 from pathosam_qupath.segmentation.pipeline import BlockResult
 from pathosam_qupath.segmentation.tile_maps import Quality
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     import geopandas as gpd
 
     from pathosam_qupath.run_predictions import StoredNuclei
-
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 BATCH = 4096
 """Nuclei from which a batch is full; it ends with the block that fills it."""
@@ -88,7 +84,7 @@ def gather(
             yield [result.objects for result in batch]
 
     def frames() -> Generator[gpd.GeoDataFrame, None, None]:
-        for nuclei in _ahead(frame_of, objects()):
+        for nuclei in computed_ahead(frame_of, objects(), _THREADS):
             areas.append(nuclei.geometry.area.to_numpy(np.float32))
             yield fit(nuclei)
 
@@ -96,22 +92,6 @@ def gather(
         stored = store(made)
     blank, blurred = (int((kinds == 1 + i).sum()) for i in range(len(_KINDS)))
     return Gathered(stored, np.concatenate(areas), blank, blurred)
-
-
-def _ahead(function: Callable[[_T], _R], values: Iterable[_T]) -> Iterator[_R]:
-    """What a function makes of values, in their order, computed by threads a little ahead."""
-    with ThreadPoolExecutor(_THREADS, "nuclei") as threads:
-        under_way: deque[Future[_R]] = deque()
-        try:
-            for value in values:
-                under_way.append(threads.submit(function, value))
-                if len(under_way) > _THREADS:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            for left in under_way:
-                left.cancel()
 
 
 def _batches(results: Iterable[BlockResult]) -> Iterator[list[BlockResult]]:

@@ -10,9 +10,7 @@ matched nuclei; `mean` is over the sources.
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pathosam_qupath.ahead import computed_ahead
 from pathosam_qupath.corrections.metrics import Scores, matched_pairs, overlaps, scores
 from pathosam_qupath.corrections.samples import IGNORED_TYPE, Sample, read_samples
 from pathosam_qupath.model.interface import NucleusModel
@@ -101,14 +100,7 @@ def _scored(model: NucleusModel, samples: Iterable[Sample], mpp: float) -> Itera
     """Results in the order of the samples; on the CPU several images at a time."""
     workers = (os.cpu_count() or 1) if model.device == "cpu" else 2
     without_own_threads()
-    waiting: deque[Future[ImageResult]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for sample in samples:
-            waiting.append(pool.submit(score_sample, model, sample, mpp))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return computed_ahead(lambda sample: score_sample(model, sample, mpp), samples, workers)
 
 
 def score_sample(

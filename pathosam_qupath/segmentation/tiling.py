@@ -245,27 +245,7 @@ def read_tile(pixels: ScaledPixels, grid: TileGrid, index: TileIndex) -> NDArray
     rgb = pixels.read(x, y, int(columns.max()) + 1 - x, int(rows.max()) + 1 - y)
     if rgb.shape[:2] == (grid.tile, grid.tile):
         return rgb
-    tile = np.empty((grid.tile, grid.tile, 3), np.uint8)
-    high = rgb[rows - y]
-    for start, stop in _runs(columns):
-        first, last = int(columns[start]) - x, int(columns[stop - 1]) - x
-        if first <= last:
-            tile[:, start:stop] = high[:, first : last + 1]
-        else:
-            tile[:, start:stop] = high[:, last : first + 1][:, ::-1]
-    return tile
-
-
-def _runs(positions: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Parts (start, stop) in which positions go up or down by one: pixels are copied in rows."""
-    step = np.diff(positions)
-    start = 0
-    while start < len(positions):
-        away = np.flatnonzero(step[start:] != step[start : start + 1])
-        one = len(step) == start or abs(step[start]) != 1
-        stop = start + 1 if one else start + 1 + int(away[0] if len(away) else len(step) - start)
-        yield start, stop
-        start = stop
+    return rgb.take(rows - y, axis=0).take(columns - x, axis=1)
 
 
 def _mirrored(start: int, count: int, length: int) -> NDArray[np.int64]:
