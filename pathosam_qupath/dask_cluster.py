@@ -22,6 +22,8 @@ from pathosam_qupath.errors import SchedulerError, UsageError
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster, Worker
 
+_log = logging.getLogger(__name__)
+
 _CORES_PER_WORKER = 4
 """Of a computer without a GPU, where nobody says how many workers there shall be."""
 
@@ -66,7 +68,7 @@ def connected(
         with dask.config.set(_GIVEN_UP):
             cluster = local_cluster(number, device)
             try:
-                with distributed.Client(cluster, set_as_default=False) as client:
+                with _closing(distributed.Client(cluster, set_as_default=False)) as client:
                     yield client
             finally:
                 cluster.close()
@@ -87,9 +89,26 @@ def connected(
             f"it does not answer ({error})",
             "Check that `dask scheduler` runs there, and that its port can be reached from here.",
         ) from error
-    with client:
+    with _closing(client):
         _wait_for(client, scheduler, number or 1, wait)
         yield client
+
+
+@contextmanager
+def _closing(client: Client) -> Iterator[Client]:
+    """The client, closed at the end.
+
+    One whose scheduler is gone gives up and closes itself, perhaps at this very moment; Dask then
+    fails in the midst of it (``Cannot change state of expiring Timeout``). By now all results
+    are here, or what stopped them is already on its way.
+    """
+    try:
+        yield client
+    finally:
+        try:
+            client.close()
+        except (RuntimeError, OSError, asyncio.TimeoutError) as error:
+            _log.debug("the client could not be closed: %s", error)
 
 
 def local_cluster(number: int | None = None, device: str = "auto") -> SpecCluster:
