@@ -3,7 +3,8 @@
 Run with ``python benchmarks/corrections.py run NUCLEI --out DIR``, NUCLEI being a folder with
 the sets ``train``, ``val`` and ``consep`` (images, labels, types and a manifest each). In every
 round a few regions more are corrected (their nuclei become the true ones), the model is
-fine-tuned from its base on all that were corrected so far, and it is scored on images that
+fine-tuned from its base on all that were corrected so far (with ``--regression``: it goes back
+towards the base until no figure has lost a point there), and it is scored on images that
 nobody corrected and on a set that has nothing to do with the corrections. Regions are chosen as
 ``corrections suggest`` does, by the model of the round before, or at random. Two stories:
 
@@ -38,7 +39,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pathosam_qupath.corrections.evaluation import evaluate_samples, segment_image
-from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
+from pathosam_qupath.corrections.finetuning import (
+    BEST,
+    FinetuneData,
+    FinetuneOptions,
+    finetune,
+)
+from pathosam_qupath.corrections.holding import SHARES, RegressionSet
 from pathosam_qupath.corrections.learning_run import LOG
 from pathosam_qupath.corrections.metrics import matched_pairs, overlaps
 from pathosam_qupath.corrections.prompt_evaluation import evaluate_prompts
@@ -58,7 +65,16 @@ THIRDS = (0, 1, 2)
 """Repetitions: which third of the images is held out."""
 
 STRATEGIES = ("suggested", "random")
-_KEPT = ("regions", "nuclei", "taught", "way", "held_out", "regression", "prompts")
+_KEPT = (
+    "regions",
+    "nuclei",
+    "taught",
+    "way",
+    "held_out",
+    "regression",
+    "prompts",
+    "all_learnt",
+)
 MANY = 2000
 """Nuclei to learn from: how far what is kept then lies from the base is told for none and these."""
 
@@ -146,6 +162,7 @@ def run_stories(arguments: argparse.Namespace) -> None:
         "steps": options.total,
         "rate": options.rate,
         "way": [options.way_with(nuclei) for nuclei in (0, MANY)],
+        "shares": list(SHARES),
         "replay": arguments.replay,
         "region": REGION,
     }
@@ -194,24 +211,33 @@ def _rounds(
         chosen = chosen + _choose(strategy, story, rest, few, current)
         choosing = time.monotonic() - began
         split = split_samples([story.pool[i] for i in chosen], [])
-        data = FinetuneData(split.train, split.stopping, story.replay, identity=key)
+        data = FinetuneData(
+            split.train,
+            split.stopping,
+            story.replay,
+            identity=key,
+            regression=RegressionSet(story.regression, identity=f"{story.name}/{story.third}"),
+        )
         options = replace(_options(arguments), seed=story.third)
-        nuclei = data.nuclei
         began = time.monotonic()
-        current = finetune(base, data, out, options, name=key)
+        done_learning = finetune(base, data, out, options, name=key)
+        current = done_learning.weights
+        learning = time.monotonic() - began
         curve = [json.loads(line) for line in (out / LOG).read_text().splitlines()]
         result = {
             "regions": len(chosen),
             "nuclei": sum(len(np.unique(story.pool[i].labels)) - 1 for i in chosen),
-            "taught": nuclei,
-            "way": round(options.way_with(nuclei), 3),
+            "taught": data.nuclei,
+            "way": round(done_learning.way, 3),
             "chosen": chosen,
             "weights": current.relative_to(arguments.out).as_posix(),
             "seconds_choosing": round(choosing, 1),
-            "seconds_learning": round(time.monotonic() - began, 1),
+            "seconds_learning": round(learning, 1),
             "curve": [(p["step"], p["loss"], p["score"]) for p in curve],
             **_scored(current, story, prompts=arguments.prompts),
         }
+        if done_learning.share < 1.0:
+            result["all_learnt"] = _scored(out / BEST, story, prompts=False)
         keep(key, result)
 
 

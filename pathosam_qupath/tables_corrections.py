@@ -131,8 +131,10 @@ def rerun_table(report: RerunReport) -> Group:
 
 def finetune_line(p: FinetuneProgress) -> str:
     """One line of progress of ``finetune``."""
-    if p.prompts:
+    if p.stage == "prompts":
         return f"answers, step {p.step}/{p.steps} · mean IoU {p.score:.3f} · {p.seconds:.0f} s"
+    if p.stage == "holding":
+        return f"regression set, image {p.step} of {p.steps} at most · {p.seconds:.0f} s"
     loss = "" if p.loss is None else f" · loss {p.loss:.4f}"
     kept = " (kept)" if p.best else ""
     return f"step {p.step}/{p.steps}{loss} · score {p.score:.4f}{kept} · {p.seconds:.0f} s"

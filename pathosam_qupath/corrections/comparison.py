@@ -147,6 +147,11 @@ def compare_results(
     return Comparison(*names, len(a), nuclei, tuple(figures), overall)
 
 
+def lost_figures(comparison: Comparison) -> list[str]:
+    """The figures of which B has more than a point less."""
+    return [f.figure for f in comparison.figures if (f.difference or 0.0) < -MARGIN]
+
+
 def held_out_folder(data: Path) -> Path:
     """Where the samples to compare on lie: the folder itself, or an export's ``val``.
 

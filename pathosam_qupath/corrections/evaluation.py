@@ -89,18 +89,35 @@ def evaluate_samples(
 ) -> dict[str, Any]:
     """As :func:`evaluate`, of samples that are in memory."""
     results = []
-    for result in _scored(model, samples, mpp):
+    for result in score_samples(model, samples, mpp):
         results.append(result)
         if progress is not None:
             progress(result)
     return summarize(results)
 
 
-def _scored(model: NucleusModel, samples: Iterable[Sample], mpp: float) -> Iterator[ImageResult]:
-    """Results in the order of the samples; on the CPU several images at a time."""
+def score_samples(
+    model: NucleusModel,
+    samples: Iterable[Sample],
+    mpp: float = 0.25,
+    *,
+    own_types: Mapping[str, int] | None = None,
+    counted: Collection[int] | None = None,
+) -> Iterator[ImageResult]:
+    """Segment samples and score them, in their order; on the CPU several images at a time.
+
+    Parameters
+    ----------
+    own_types : type ids of classes that PanNuke does not know, by class name.
+    counted : type ids that count for the classes; None: those that the model has a class for.
+    """
     workers = (os.cpu_count() or 1) if model.device == "cpu" else 2
     without_own_threads()
-    return computed_ahead(lambda sample: score_sample(model, sample, mpp), samples, workers)
+
+    def scored(sample: Sample) -> ImageResult:
+        return score_sample(model, sample, mpp, own_types=own_types, counted=counted)
+
+    return computed_ahead(scored, samples, workers)
 
 
 def score_sample(
@@ -111,13 +128,7 @@ def score_sample(
     own_types: Mapping[str, int] | None = None,
     counted: Collection[int] | None = None,
 ) -> ImageResult:
-    """Segment one sample and score it.
-
-    Parameters
-    ----------
-    own_types : type ids of classes that PanNuke does not know, by class name.
-    counted : type ids that count for the classes; None: those that the model has a class for.
-    """
+    """Segment one sample and score it, see :func:`score_samples`."""
     labels, classes = segment_image(model, sample.image, sample.mpp or mpp)
     if sample.ignore is not None:
         labels = _without_ignored(labels, sample.ignore)

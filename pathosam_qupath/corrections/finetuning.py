@@ -4,6 +4,8 @@ Three depths: the *class head* on frozen embeddings, which are computed once, so
 seconds; the *decoder* (with the class head, which reads its features); *all*, the encoder at a
 fifth of the learning rate. What is kept is a running average of the weights, in the state that
 scores best on the regions that are held out for stopping; the base model is the first of them.
+Where a regression set is given it goes back towards the base until little is lost there
+(:mod:`~pathosam_qupath.corrections.holding`).
 
 Clicks and boxes are answered by a decoder of their own, which reads the features, and the maps,
 that the other depths change. It is therefore trained on for a minute on the network as it came
@@ -20,10 +22,12 @@ from typing import Literal
 import numpy as np
 import torch
 
+from pathosam_qupath.corrections.holding import RegressionSet, share_held
 from pathosam_qupath.corrections.learning_run import FinetuneProgress
 from pathosam_qupath.corrections.new_classes import with_classes
 from pathosam_qupath.corrections.samples import Sample
 from pathosam_qupath.errors import UsageError
+from pathosam_qupath.model import load_model
 from pathosam_qupath.model.weights import load_weights
 
 What = Literal["class-head", "decoder", "lora", "all"]
@@ -106,7 +110,8 @@ class FinetuneData:
     stopping : regions that are held out to tell when to stop.
     replay : samples of the base model's training, against forgetting.
     own_types : type ids of classes that PanNuke does not know.
-    identity : hash of all of it.
+    identity : hash of all of it but the regression set.
+    regression : on which no figure may lose more than a point.
     """
 
     train: Sequence[Sample]
@@ -114,11 +119,28 @@ class FinetuneData:
     replay: Sequence[Sample] = ()
     own_types: Mapping[str, int] = field(default_factory=dict)
     identity: str = ""
+    regression: RegressionSet | None = None
 
     @property
     def nuclei(self) -> int:
         """How many nuclei there are to learn from in the corrected regions."""
         return sum(int(np.count_nonzero(np.unique(sample.labels))) for sample in self.train)
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What came of a fine-tuning.
+
+    Attributes
+    ----------
+    weights : their file.
+    way : how far from the base they lie, 1: where learning went, 0: they are the base's.
+    share : how much of the way that would have been gone this is, for the regression set.
+    """
+
+    weights: Path
+    way: float
+    share: float = 1.0
 
 
 def finetune(
@@ -130,8 +152,8 @@ def finetune(
     name: str,
     device: str = "cpu",
     progress: Callable[[FinetuneProgress], None] | None = None,
-) -> Path:
-    """Fine-tune a compact model, or go on with it; the path of the finished weights.
+) -> Finetuned:
+    """Fine-tune a compact model, or go on with it.
 
     Parameters
     ----------
@@ -162,4 +184,11 @@ def finetune(
     run = FinetuneRun(network, description, data, out, options, device)
     run.resume()
     run.go_on(progress)
-    return run.finish(progress)
+    if run.best_step == 0:
+        return Finetuned(out / BEST, 0.0)
+    share = 1.0
+    if data.regression is not None:
+        old = load_model(base, device)
+        share = share_held(old, run.weights_at, data.regression, out, progress)
+    best = run.weights_at(share)
+    return Finetuned(run.finish(best, progress) if share else best, share * run.way, share)

@@ -27,6 +27,7 @@ from pathosam_qupath.corrections.finetuning import (
     FinetuneOptions,
 )
 from pathosam_qupath.corrections.finetuning_crops import class_weights, crop_source
+from pathosam_qupath.corrections.holding import between
 from pathosam_qupath.corrections.learning_run import FinetuneProgress, LearningRun, Schedule
 from pathosam_qupath.corrections.losses import class_loss, map_loss
 from pathosam_qupath.corrections.new_classes import class_of_type
@@ -67,6 +68,7 @@ class FinetuneRun(LearningRun):
         options: FinetuneOptions,
         device: str,
     ) -> None:
+        self.begin = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         self.network = network.to(device).to(memory_format=torch.channels_last).eval()
         self.description, self.data, self.options = description, data, options
         self.classes = class_of_type(description.classes, data.own_types)
@@ -81,14 +83,28 @@ class FinetuneRun(LearningRun):
         super().__init__(groups, schedule, out, identity, device, way)
         self.about = MARGIN * (1 if options.what == "class-head" else 3)  # a point of each figure
 
-    def finish(self, progress: Callable[[FinetuneProgress], None] | None = None) -> Path:
+    def weights_at(self, share: float) -> Path:
+        """A file of the weights between those that it began with (0) and the best ones (1)."""
+        best = self.out / BEST
+        if share == 1.0:
+            return best
+        path = self.out / f"{share:g}-{BEST}"
+        if not path.exists() or path.stat().st_mtime < best.stat().st_mtime:
+            network, description = load_weights(best)
+            network.load_state_dict(between(self.begin, network.state_dict(), share))
+            save_weights(path, network, description)
+        return path
+
+    def finish(
+        self, best: Path, progress: Callable[[FinetuneProgress], None] | None = None
+    ) -> Path:
         """Train the prompt decoder on the best state; the path of the finished weights.
 
-        This depends on the best state alone, so it is begun anew where it was cut off.
+        This depends on that state alone, so it is begun anew where it was cut off.
         """
-        best, finished = self.out / BEST, self.out / FINISHED
+        finished = best.with_name(best.name.replace(BEST, FINISHED))
         steps = self.options.prompt_total
-        if self.best_step == 0 or self.network.prompts is None or not steps:
+        if self.network.prompts is None or not steps:
             return best
         if finished.exists() and finished.stat().st_mtime >= best.stat().st_mtime:
             return finished
@@ -100,7 +116,7 @@ class FinetuneRun(LearningRun):
         def told(step: int, loss: float, overlap: float) -> None:
             if progress is not None:
                 seconds = round(time.monotonic() - began, 2)
-                progress(FinetuneProgress(step, steps, loss, overlap, False, seconds, prompts=True))
+                progress(FinetuneProgress(step, steps, loss, overlap, False, seconds, "prompts"))
 
         train_prompts(
             network, self.crops, config, self.options.seed, device=self.device, progress=told

@@ -1,8 +1,8 @@
 """Whether a fine-tuned model may take a name: no worse than its base, or forced.
 
 Regions that neither taught nor told when to stop judge
-(:mod:`~pathosam_qupath.corrections.splitting`). A regression set may lose no more than a point
-of any figure, and answers to clicks and boxes no more than a point of their IoU.
+(:mod:`~pathosam_qupath.corrections.splitting`). On a regression set no figure may lose more than
+a point, and answers to clicks and boxes no more than a point of their IoU.
 """
 
 from __future__ import annotations
@@ -20,12 +20,19 @@ from pathosam_qupath.corrections.bases import Base, find_base
 from pathosam_qupath.corrections.comparison import (
     MARGIN,
     Comparison,
-    compare_models,
     compare_on_samples,
+    held_out_folder,
+    lost_figures,
     own_types,
 )
 from pathosam_qupath.corrections.evaluation import ImageResult
-from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
+from pathosam_qupath.corrections.finetuning import (
+    Finetuned,
+    FinetuneData,
+    FinetuneOptions,
+    finetune,
+)
+from pathosam_qupath.corrections.holding import RegressionSet
 from pathosam_qupath.corrections.learning_run import FinetuneProgress
 from pathosam_qupath.corrections.prompt_evaluation import evaluate_prompts
 from pathosam_qupath.corrections.samples import Sample, read_samples
@@ -50,6 +57,7 @@ class FinetuneReport:
     held_out, regression : the new model (B) against its base (A); None where not compared.
     prompts : mean IoU of base and new model with one click and one box, on what judged; None
         where the model answers none, or nothing that they read has changed.
+    way : how far from its base the new model lies, 1: where learning went, 0: it is the base.
     adopted : whether `--model NAME` takes it now.
     notes : why not, and what else the reader should know.
     """
@@ -62,6 +70,7 @@ class FinetuneReport:
     held_out: Comparison | None
     regression: Comparison | None
     prompts: dict[str, tuple[float, float]] | None
+    way: float
     adopted: bool
     forced: bool
     notes: tuple[str, ...]
@@ -88,7 +97,8 @@ def finetune_and_judge(
     data : an export of corrections, or a folder of samples.
     name : what the new model is called.
     replay : samples of the base model's training, against forgetting.
-    regression : samples on which nothing may get worse.
+    regression : samples on which no figure may lose more than a point: the model goes back
+        towards its base until that is so.
     force : adopt it however it compares; its card says so.
 
     Raises
@@ -104,24 +114,34 @@ def finetune_and_judge(
     folders = [*sample_folders(data), *([] if replay is None else [replay])]
     data_hash, parent_hash = folder_hash(folders), file_sha256(start.weights)
     identity = f"{data_hash} {parent_hash}"
-    learning = FinetuneData(split.train, split.stopping, replayed, own_types(data), identity)
+    elsewhere = None if regression is None else _regression_set(regression)
+    learning = FinetuneData(
+        split.train, split.stopping, replayed, own_types(data), identity, elsewhere
+    )
     out = _run_folder(name, options, identity)
     if start.compact:
-        new_weights = finetune(
+        done = finetune(
             start.weights, learning, out, options, name=name, device=device, progress=progress
         )
     else:
-        new_weights = _finetune_sam(start, learning, out, options, device, progress)
+        done = _finetune_sam(start, learning, out, options, device, progress)
     old = load_model(start.weights, device, decoder=start.decoder)
-    new = load_model(new_weights, device)
+    new = load_model(done.weights, device)
     names = (str(base), name)
     held_out = kept = None
     if split.judging:
         held_out = compare_on_samples(
             old, new, split.judging, own_types=learning.own_types, names=names, progress=judged
         )
-    if regression is not None:
-        kept = compare_models(old, new, regression, names=names, progress=judged)
+    if elsewhere is not None:
+        kept = compare_on_samples(
+            old,
+            new,
+            elsewhere.samples,
+            own_types=elsewhere.own_types,
+            names=names,
+            progress=judged,
+        )
     prompts = None
     if start.compact and options.what != "class-head":
         prompts = _prompted(old, new, split.judging)
@@ -131,7 +151,7 @@ def finetune_and_judge(
         name,
         str(base),
         options.what,
-        str(new_weights),
+        str(done.weights),
         {
             "train": len(split.train),
             "stopping": len(split.stopping),
@@ -141,15 +161,33 @@ def finetune_and_judge(
         held_out,
         kept,
         prompts,
+        round(done.way, 3),
         adopted,
         bool(force and against),
-        (*split.notes, *against),
+        (*split.notes, *_about_way(done), *against),
     )
     if adopted:
-        card = _card(report, options, file_sha256(new_weights), parent_hash, data_hash)
-        model = adopt(name, new_weights, {**card, "classes": new.info.classes, "mpp": new.info.mpp})
+        card = _card(report, options, file_sha256(done.weights), parent_hash, data_hash)
+        model = adopt(
+            name, done.weights, {**card, "classes": new.info.classes, "mpp": new.info.mpp}
+        )
         report = replace(report, weights=str(model.path))
     return report
+
+
+def _regression_set(folder: Path) -> RegressionSet:
+    held = held_out_folder(folder)
+    return RegressionSet(list(read_samples(held)), own_types(folder), folder_hash([held]))
+
+
+def _about_way(done: Finetuned) -> list[str]:
+    """What a reader should know of where the model lies."""
+    lost = "lost more than a point on the regression set"
+    if done.share == 0.0:
+        return [f"It is its base again: whatever was learnt {lost}."]
+    if done.way == 0.0:
+        return ["It is its base: nothing that was learnt was better on held-out regions."]
+    return [] if done.share == 1.0 else [f"{done.share:.0%} of the way are kept: more {lost}."]
 
 
 def _run_folder(name: str, options: FinetuneOptions, identity: str) -> Path:
@@ -179,7 +217,7 @@ def _finetune_sam(
     options: FinetuneOptions,
     device: str,
     progress: Callable[[FinetuneProgress], None] | None,
-) -> Path:
+) -> Finetuned:
     from pathosam_qupath.corrections.pathosam_finetuning import (
         PathosamFinetuneOptions,
         finetune_pathosam,
@@ -211,7 +249,7 @@ def against_adoption(
         worse = [f.figure for f in held_out.figures if f.verdict == "worse"]
         reasons.append(f"It is worse than its base on held-out regions: {', '.join(worse)}.")
     if regression is not None:
-        lost = [f.figure for f in regression.figures if (f.difference or 0.0) < -MARGIN]
+        lost = lost_figures(regression)
         if lost:
             reasons.append(f"It loses more than a point on the regression set: {', '.join(lost)}.")
     lost = [kind for kind, (a, b) in (prompts or {}).items() if b < a - MARGIN]
@@ -250,6 +288,7 @@ def _card(
         "held_out": None if report.held_out is None else asdict(report.held_out),
         "regression": None if report.regression is None else asdict(report.regression),
         "prompts": report.prompts,
+        "way": report.way,
         "forced": report.forced,
         "notes": report.notes,
         "version": __version__,

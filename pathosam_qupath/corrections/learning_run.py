@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -43,8 +43,9 @@ class FinetuneProgress:
     ----------
     score : that of the state just validated; of the prompt decoder the mean IoU of its answers.
     best : whether that state is kept for now.
-    seconds : since it began; of the prompt decoder, since that did.
-    prompts : whether the prompt decoder is what learns.
+    seconds : since the stage began.
+    stage : the network learns, or is compared with its base on the regression set (a step is
+        an image), or the prompt decoder learns.
     """
 
     step: int
@@ -53,7 +54,7 @@ class FinetuneProgress:
     score: float
     best: bool
     seconds: float
-    prompts: bool = False
+    stage: Literal["learning", "holding", "prompts"] = "learning"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +27,9 @@ from torch.utils.checkpoint import checkpoint
 from pathosam_qupath.corrections.comparison import MARGIN
 from pathosam_qupath.corrections.dataset import Batch
 from pathosam_qupath.corrections.evaluation import score_sample, summarize
-from pathosam_qupath.corrections.finetuning import FinetuneData
+from pathosam_qupath.corrections.finetuning import Finetuned, FinetuneData
 from pathosam_qupath.corrections.finetuning_crops import crop_source
+from pathosam_qupath.corrections.holding import between, share_held
 from pathosam_qupath.corrections.learning_run import FinetuneProgress, LearningRun, Schedule
 from pathosam_qupath.corrections.losses import map_loss
 from pathosam_qupath.corrections.low_rank import add_low_rank, merge_low_rank
@@ -35,6 +37,7 @@ from pathosam_qupath.corrections.precision import mixed
 from pathosam_qupath.corrections.training import validation_score
 from pathosam_qupath.corrections.unetr_learning import decoder_logits
 from pathosam_qupath.errors import ModelError
+from pathosam_qupath.model import load_model
 from pathosam_qupath.model.checkpoints import read_checkpoint
 from pathosam_qupath.model.pathosam import HALO, TILE, PathosamModel
 from pathosam_qupath.model.preprocessing import normalize, prepare
@@ -91,8 +94,8 @@ def finetune_pathosam(
     decoder: Path | None = None,
     device: str = "cpu",
     progress: Callable[[FinetuneProgress], None] | None = None,
-) -> Path:
-    """Fine-tune a checkpoint, or go on with it; the path of the best one.
+) -> Finetuned:
+    """Fine-tune a checkpoint, or go on with it.
 
     Parameters
     ----------
@@ -123,7 +126,26 @@ def finetune_pathosam(
     run = _Run(_copied(sam), _copied(unetr), data, out, options, device)
     run.resume()
     run.go_on(progress)
-    return out / BEST
+    if run.best_step == 0:
+        return Finetuned(out / BEST, 0.0)
+    if data.regression is None:
+        return Finetuned(out / BEST, 1.0)
+    old = load_model(base, device, decoder=decoder)
+    weights_at = partial(_weights_at, out / BEST, files.sam, state)
+    share = share_held(old, weights_at, data.regression, out, progress)
+    return Finetuned(weights_at(share), share, share)
+
+
+def _weights_at(
+    best: Path, sam: Mapping[str, Tensor], decoder: Mapping[str, Tensor], share: float
+) -> Path:
+    """A checkpoint between the weights that it began with (0) and the best ones (1)."""
+    path = best if share == 1.0 else best.with_name(f"{share:g}-{best.name}")
+    if not path.exists() or path.stat().st_mtime < best.stat().st_mtime:
+        files = read_checkpoint(best)
+        assert files.sam is not None and files.decoder is not None
+        _save_states(path, between(sam, files.sam, share), between(decoder, files.decoder, share))
+    return path
 
 
 class _Run(LearningRun):
@@ -236,9 +258,13 @@ class _Run(LearningRun):
 
 def save_checkpoint(path: Path, sam: SamModel, decoder: UnetrDecoder) -> None:
     """Write both networks as micro-sam exports them, atomically."""
+    _save_states(path, sam.state_dict(), decoder.state_dict())
+
+
+def _save_states(path: Path, sam: Mapping[str, Tensor], decoder: Mapping[str, Tensor]) -> None:
     state = {
-        "model_state": {k: v.cpu() for k, v in sam.state_dict().items()},
-        "decoder_state": {k: v.cpu() for k, v in decoder.state_dict().items()},
+        "model_state": {k: v.cpu() for k, v in sam.items()},
+        "decoder_state": {k: v.cpu() for k, v in decoder.items()},
     }
     temporary = path.with_name(path.name + ".part")
     torch.save(state, temporary)

@@ -48,7 +48,9 @@ _GRACE = (5.0, 15.0)
 
 _SOME_FAILED = 7
 
-_COUNTED = re.compile(r"(?P<what>[^·]*\b(?:step|field|tile)) (?P<done>\d+)(?:/| of )(?P<total>\d+)")
+_COUNTED = re.compile(
+    r"(?P<what>[^·]*\b(?:step|field|tile|image)) (?P<done>\d+)(?:/| of )(?P<total>\d+)"
+)
 """How a command says how far it is, see :mod:`pathosam_qupath.console`."""
 _TAIL = 4096
 """Bytes from the end of what a command says, in which the newest of such lines is looked for."""

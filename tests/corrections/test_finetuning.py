@@ -87,7 +87,7 @@ def state(path):
 def test_only_what_is_asked_for_learns(base, data, tmp_path, what, learns):
     options = FinetuneOptions(what, steps=4, validate_every=2, **SMALL)
     nothing_held_out = learning(data, stopping=[])
-    new = state(finetune(base, nothing_held_out, tmp_path / "run", options, name="n"))
+    new = state(finetune(base, nothing_held_out, tmp_path / "run", options, name="n").weights)
     old = state(base)
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed
@@ -109,7 +109,7 @@ def test_the_prompt_decoder_learns_on_the_network_as_it_came_out(base, data, tmp
     options = FinetuneOptions(what, steps=2, validate_every=2, prompt_steps=3, **SMALL)
     out = tmp_path / "run"
     nothing_held_out = learning(data, stopping=[])
-    finished = finetune(base, nothing_held_out, out, options, name="n")
+    finished = finetune(base, nothing_held_out, out, options, name="n").weights
     assert finished.name == "model.safetensors"
     old, best, new = state(base), state(out / "best.safetensors"), state(finished)
     of_prompts = {name for name in old if name.startswith("prompts.")}
@@ -120,10 +120,11 @@ def test_the_prompt_decoder_learns_on_the_network_as_it_came_out(base, data, tmp
     assert {name for name in old if not torch.equal(old[name], best[name])}
     content = finished.read_bytes()
     finished.unlink()  # as if it had been killed while the prompts learnt
-    assert finetune(base, nothing_held_out, out, options, name="n").read_bytes() == content
+    again = finetune(base, nothing_held_out, out, options, name="n").weights
+    assert again.read_bytes() == content
     without = replace(options, prompt_steps=0)
     kept = finetune(base, nothing_held_out, tmp_path / "other", without, name="n")
-    assert kept.name == "best.safetensors"
+    assert kept.weights.name == "best.safetensors"
 
 
 def test_the_class_head_learns_classes(data, tmp_path, bundled_weights_file):
@@ -158,7 +159,7 @@ def test_a_new_class_gets_an_output_and_the_others_stay(base, data, tmp_path):
     changed = learning(data, train=with_mitoses, own_types=own, stopping=[])
     options = FinetuneOptions("class-head", steps=2, validate_every=2, **SMALL)
     _, description = load_weights(
-        finetune(base, changed, tmp_path / "run", options, name="with mitoses")
+        finetune(base, changed, tmp_path / "run", options, name="with mitoses").weights
     )
     assert description.classes == ("Epithelial", "Inflammatory", "Mitosis")
     assert len(description.colors) == 3
@@ -171,7 +172,7 @@ def test_a_new_class_gets_an_output_and_the_others_stay(base, data, tmp_path):
 
 def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path):
     options = FinetuneOptions("all", steps=6, validate_every=2, patience=9, **SMALL)
-    whole = finetune(base, learning(data), tmp_path / "whole", options, name="n")
+    whole = finetune(base, learning(data), tmp_path / "whole", options, name="n").weights
 
     def killed(progress):
         if progress.step == 4:
@@ -179,7 +180,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(base, data, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         finetune(base, learning(data), tmp_path / "cut", options, name="n", progress=killed)
-    again = finetune(base, learning(data), tmp_path / "cut", options, name="n")
+    again = finetune(base, learning(data), tmp_path / "cut", options, name="n").weights
     assert again.read_bytes() == whole.read_bytes()
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "log.jsonl").open()]
     assert steps == [0, 2, 4, 6]
@@ -238,7 +239,9 @@ def test_the_same_seed_gives_the_same_model_and_another_another(base, data, tmp_
     options = FinetuneOptions("all", steps=2, validate_every=2, **SMALL)
     nothing_held_out = learning(data, stopping=[])
     one, two, other = (
-        finetune(base, nothing_held_out, tmp_path / name, replace(options, seed=seed), name="n")
+        finetune(
+            base, nothing_held_out, tmp_path / name, replace(options, seed=seed), name="n"
+        ).weights
         for name, seed in (("one", 0), ("two", 0), ("other", 1))
     )
     assert one.read_bytes() == two.read_bytes() != other.read_bytes()
@@ -248,7 +251,7 @@ def test_what_is_kept_lies_on_the_way_from_the_base(base, data, tmp_path):
     options = FinetuneOptions("decoder", steps=4, validate_every=2, learning_rate=0.02, **SMALL)
     nothing_held_out = learning(data, stopping=[])
     half, whole = (
-        state(finetune(base, nothing_held_out, tmp_path / str(way), one, name="n"))
+        state(finetune(base, nothing_held_out, tmp_path / str(way), one, name="n").weights)
         for way, one in ((0.5, options), (1.0, replace(options, way=1.0)))
     )
     old = state(base)

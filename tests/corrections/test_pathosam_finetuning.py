@@ -91,7 +91,7 @@ def test_low_rank_paths_begin_at_nothing_and_merge_into_what_they_are():
 @pytest.mark.parametrize("what", ["decoder", "lora", "all"])
 def test_only_what_is_asked_for_learns_and_the_result_is_a_checkpoint(samples, tmp_path, what):
     options = replace(SMALL, what=what)
-    new = finetune_pathosam(TINY, learning(samples), tmp_path / "run", options)
+    new = finetune_pathosam(TINY, learning(samples), tmp_path / "run", options).weights
     sam, decoder = (changed(a, b) for a, b in zip(states(TINY), states(new), strict=True))
     assert decoder
     assert not any("running" in key for key in decoder)
@@ -109,7 +109,7 @@ def test_only_what_is_asked_for_learns_and_the_result_is_a_checkpoint(samples, t
 
 def test_blocks_learn_the_slower_the_farther_they_are_from_the_decoder(samples, tmp_path):
     options = replace(SMALL, what="all", steps=1)
-    new = finetune_pathosam(TINY, learning(samples), tmp_path / "run", options)
+    new = finetune_pathosam(TINY, learning(samples), tmp_path / "run", options).weights
     before, after = states(TINY)[0], states(new)[0]
     moved: dict[int, float] = {}
     for key in changed(before, after):
@@ -132,7 +132,7 @@ def test_the_loss_falls(samples, tmp_path):
 
 def test_a_killed_run_ends_as_if_it_had_not_been(samples, tmp_path):
     options = replace(SMALL, what="lora", steps=4, validate_every=2)
-    whole = finetune_pathosam(TINY, learning(samples), tmp_path / "whole", options)
+    whole = finetune_pathosam(TINY, learning(samples), tmp_path / "whole", options).weights
 
     def killed(progress):
         if progress.step == 2:
@@ -140,7 +140,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(samples, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         finetune_pathosam(TINY, learning(samples), tmp_path / "cut", options, progress=killed)
-    again = finetune_pathosam(TINY, learning(samples), tmp_path / "cut", options)
+    again = finetune_pathosam(TINY, learning(samples), tmp_path / "cut", options).weights
     for a, b in zip(states(whole), states(again), strict=True):
         assert not changed(a, b)
     with pytest.raises(UsageError, match="other options"):
@@ -155,7 +155,9 @@ def test_a_checkpoint_without_a_decoder_needs_its_file(samples, tmp_path):
     with pytest.raises(ModelError, match="instance decoder"):
         finetune_pathosam(alone, learning(samples), tmp_path / "run", SMALL)
     options = replace(SMALL, steps=1)
-    new = finetune_pathosam(alone, learning(samples), tmp_path / "run", options, decoder=beside)
+    new = finetune_pathosam(
+        alone, learning(samples), tmp_path / "run", options, decoder=beside
+    ).weights
     assert read_checkpoint(new).layout == "exported"
 
 
