@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from skimage.io import imsave
+from scipy.ndimage import binary_erosion
+from skimage.io import imread, imsave
 from synthetic_nuclei import write_samples
 
 from pathosam_qupath.corrections import finetuning
@@ -20,7 +22,13 @@ from pathosam_qupath.corrections.evaluation import ImageResult
 from pathosam_qupath.corrections.finetuning import FinetuneData, FinetuneOptions, finetune
 from pathosam_qupath.corrections.finetuning_run import FinetuneRun
 from pathosam_qupath.corrections.gate import against_adoption, finetune_and_judge
-from pathosam_qupath.corrections.learning_run import CHECKPOINT, LearningRun, Schedule
+from pathosam_qupath.corrections.holding import SHARES, RegressionSet
+from pathosam_qupath.corrections.learning_run import (
+    CHECKPOINT,
+    FinetuneProgress,
+    LearningRun,
+    Schedule,
+)
 from pathosam_qupath.corrections.metrics import Scores
 from pathosam_qupath.corrections.samples import read_samples
 from pathosam_qupath.errors import ModelError, UsageError
@@ -32,6 +40,7 @@ from pathosam_qupath.model.weights import (
     load_weights,
     save_weights,
 )
+from pathosam_qupath.tables_corrections import finetune_line
 
 SMALL = {"batch": 2, "side": 64}
 
@@ -323,6 +332,73 @@ def test_the_last_of_the_good_states_is_kept(tmp_path, scores, kept, ended):
     again = Scored(tmp_path, scores)
     again.resume()
     assert (again.first, again.best, again.best_step) == (run.first, run.best, run.best_step)
+
+
+def smaller(samples):
+    """The samples with outlines that are two pixels too small."""
+    return [
+        replace(s, labels=np.where(binary_erosion(s.labels > 0, iterations=2), s.labels, 0))
+        for s in samples
+    ]
+
+
+def test_what_loses_elsewhere_goes_back_towards_its_base(bundled_weights_file, data, tmp_path):
+    taught = smaller(learning(data).train)
+    elsewhere = RegressionSet(list(read_samples(data / "val")), identity="one")
+    learnt = learning(data, train=taught, stopping=[], regression=elsewhere)
+    options = FinetuneOptions(
+        "decoder", steps=6, validate_every=6, learning_rate=0.01, way=1.0, prompt_steps=2, **SMALL
+    )
+    out = tmp_path / "run"
+    done = finetune(bundled_weights_file, learnt, out, options, name="n")
+    assert 0.0 < done.share < 1.0
+    assert done.way == done.share
+    old, best, new = map(state, (bundled_weights_file, out / "best.safetensors", done.weights))
+    for name in old:
+        if not name.startswith("prompts."):
+            between = torch.lerp(old[name].double(), best[name].double(), done.share)
+            torch.testing.assert_close(new[name].double(), between, atol=2e-3, rtol=2e-3)
+    assert not all(torch.equal(new[n], old[n]) for n in old if n.startswith("prompts."))
+
+    tried = {float(k): v for k, v in json.loads((out / "held.json").read_text())["tried"].items()}
+    assert list(tried) == [share for share in SHARES if share >= done.share]
+    for share, figures in tried.items():
+        lost = [f for f in figures if f["difference"] < -0.01]
+        assert bool(lost) == (share != done.share)
+
+    seen = []
+    again = finetune(bundled_weights_file, learnt, out, options, name="n", progress=seen.append)
+    assert (again, seen) == (done, [])
+    other = replace(learnt, regression=replace(elsewhere, identity="two"))
+    finetune(bundled_weights_file, other, out, options, name="n", progress=seen.append)
+    assert [p.step for p in seen] == list(range(1, len(elsewhere.samples) * (1 + len(tried)) + 1))
+    assert {p.stage for p in seen} == {"holding"}
+
+
+def test_a_model_that_loses_too_much_elsewhere_is_its_base_again(
+    bundled_weights_file, data, tmp_path
+):
+    one = write_samples(tmp_path / "one" / "train", 1)
+    for file in (one / "labels").iterdir():
+        labels = imread(file)
+        small = np.where(binary_erosion(labels > 0, iterations=2), labels, 0)
+        imsave(file, small.astype(labels.dtype), check_contrast=False)
+    options = FinetuneOptions(
+        "decoder", steps=10, validate_every=10, learning_rate=0.02, way=1.0, **SMALL
+    )
+    report = finetune_and_judge(
+        bundled_weights_file, one.parent, "small", options, regression=data, force=True
+    )
+    assert report.way == 0.0
+    assert "It is its base again" in report.notes[0]
+    assert {f.difference for f in report.regression.figures} == {0.0}
+    old, new = state(bundled_weights_file), state(Path(report.weights))
+    assert all(torch.equal(old[name], new[name]) for name in old)
+
+
+def test_progress_of_the_regression_set_is_told():
+    progress = FinetuneProgress(3, 20, None, 0.5, False, 4.0, "holding")
+    assert finetune_line(progress) == "regression set, image 3 of 20 at most · 4 s"
 
 
 def test_another_run_in_the_folder_is_refused(base, data, tmp_path):

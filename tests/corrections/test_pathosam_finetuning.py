@@ -10,6 +10,7 @@ import torch
 from synthetic_nuclei import write_samples
 
 from pathosam_qupath.corrections.finetuning import FinetuneData
+from pathosam_qupath.corrections.holding import SHARES, RegressionSet
 from pathosam_qupath.corrections.low_rank import add_low_rank, merge_low_rank
 from pathosam_qupath.corrections.pathosam_finetuning import (
     PathosamFinetuneOptions,
@@ -189,3 +190,20 @@ def test_low_rank_paths_are_not_for_compact_models(tmp_path, command):
     )
     assert code == 2
     assert "PathoSAM" in json.loads(out)["error"]["remedy"]
+
+
+def test_what_loses_elsewhere_goes_back_towards_its_base(samples, tmp_path):
+    options = replace(SMALL, what="lora", steps=1, learning_rate=10.0)
+    elsewhere = RegressionSet(samples[:1], identity="one")
+    out = tmp_path / "run"
+    done = finetune_pathosam(TINY, learning(samples, regression=elsewhere), out, options)
+    tried = json.loads((out / "held.json").read_text())["tried"]
+    assert done.way == done.share
+    assert list(tried) == [str(share) for share in SHARES if share >= done.share]
+    for before, best, after in zip(
+        states(TINY), states(out / "best.pt"), states(done.weights), strict=True
+    ):
+        assert before.keys() == after.keys()
+        for name, tensor in before.items():
+            between = torch.lerp(tensor.float(), best[name].float(), done.share)
+            torch.testing.assert_close(after[name].float(), between, atol=1e-4, rtol=1e-4)
