@@ -333,12 +333,18 @@ def finetune(
         typer.Option(
             metavar="DIR",
             help="Samples that the base was trained on, as half of the crops, against "
-            "forgetting. None come with the package.",
+            "forgetting. None come with the package; default: `replay` beside the folder of "
+            "fine-tuned models, where it exists.",
         ),
     ] = None,
     regression: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Samples on which no figure may lose a point."),
+        typer.Option(
+            metavar="DIR",
+            help="Samples on which no figure may lose more than a point: the model goes back "
+            "towards its base until that is so. Default: `regression` beside the folder of "
+            "fine-tuned models, where it exists.",
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="At most; default by --what.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same model.")] = 0,
@@ -355,7 +361,7 @@ def finetune(
     """
     from pathosam_qupath.console import err, evaluation_progress, show
     from pathosam_qupath.corrections.finetuning import FinetuneOptions
-    from pathosam_qupath.corrections.gate import finetune_and_judge
+    from pathosam_qupath.corrections.gate import finetune_and_judge, fixed_set
     from pathosam_qupath.errors import ModelError
     from pathosam_qupath.model import choose_device
     from pathosam_qupath.tables_corrections import finetune_line, finetune_table
@@ -366,8 +372,8 @@ def finetune(
             data,
             name,
             FinetuneOptions(what.value, seed, steps),
-            replay=replay,
-            regression=regression,
+            replay=replay or fixed_set("replay"),
+            regression=regression or fixed_set("regression"),
             force=force,
             device=choose_device(device),
             progress=lambda p: err().print(finetune_line(p), markup=False),

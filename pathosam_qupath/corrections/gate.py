@@ -175,6 +175,16 @@ def finetune_and_judge(
     return report
 
 
+def fixed_set(name: str) -> Path | None:
+    """The user's own samples for every fine-tuning, "replay" or "regression"; None: there are none.
+
+    They lie beside the models that were adopted, so that fine-tunings from QuPath's menu find
+    them too.
+    """
+    folder = user_folder() / name
+    return folder if folder.is_dir() else None
+
+
 def _regression_set(folder: Path) -> RegressionSet:
     held = held_out_folder(folder)
     return RegressionSet(list(read_samples(held)), own_types(folder), folder_hash([held]))

@@ -396,6 +396,21 @@ def test_a_model_that_loses_too_much_elsewhere_is_its_base_again(
     assert all(torch.equal(old[name], new[name]) for name in old)
 
 
+def test_sets_beside_the_models_are_used_unless_others_are_given(base, data, home, command):
+    write_samples(home / "replay", 3, first_seed=80)
+    write_samples(home / "regression", 2, first_seed=90)
+    words = ["finetune", "--data", data, "--base", base, "--name", "mine", "--steps", 1]
+    words += ["--device", "cpu", "--force", "--json"]
+    code, found, _ = command(*words)
+    assert code == 0
+    assert json.loads(found)["regions"]["replay"] == 3
+    assert json.loads(found)["regression"]["images"] == 2
+    code, given, _ = command(*words, "--regression", data / "val", "--replay", data / "val")
+    assert code == 0
+    assert json.loads(given)["regions"]["replay"] == 4
+    assert json.loads(given)["regression"]["images"] == 4
+
+
 def test_progress_of_the_regression_set_is_told():
     progress = FinetuneProgress(3, 20, None, 0.5, False, 4.0, "holding")
     assert finetune_line(progress) == "regression set, image 3 of 20 at most · 4 s"
