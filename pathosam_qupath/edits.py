@@ -44,7 +44,7 @@ def untouched(
     same: NDArray[np.bool_] = rows >= 0
     same &= (current["object_type"] == "detection").to_numpy()
     same &= ~current["id"].isin(set(parents)).to_numpy()
-    same &= ~current["locked"].eq(True).to_numpy(dtype=bool)
+    same &= ~current["locked"].eq(True).fillna(False).to_numpy(dtype=bool)
     same &= current["name"].isna().to_numpy() & current["color"].isna().to_numpy()
     then = recorded.iloc[np.maximum(rows, 0)] if len(recorded) else recorded.iloc[:0]
     if len(then) == 0:
