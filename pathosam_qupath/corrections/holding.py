@@ -31,6 +31,9 @@ SHARES = (1.0, 0.75, 0.5, 0.25)
 HELD = "held.json"
 """What was decided, beside the weights."""
 
+_TELL = 2.0
+"""Seconds between two words on how far it is."""
+
 
 @dataclass(frozen=True, eq=False)
 class RegressionSet:
@@ -96,7 +99,8 @@ class _Look:
         self, regression: RegressionSet, progress: Callable[[FinetuneProgress], None] | None
     ) -> None:
         self.regression, self.progress = regression, progress
-        self.began, self.done = time.monotonic(), 0
+        self.began = self.told = time.monotonic()
+        self.done = 0
         self.total = len(regression.samples) * (1 + len(SHARES))
 
     def scored(self, model: NucleusModel, counted: set[int]) -> list[ImageResult]:
@@ -106,13 +110,17 @@ class _Look:
         for result in score_samples(model, samples, own_types=types, counted=counted):
             results.append(result)
             self.done += 1
-            if self.progress is not None:
-                seconds = round(time.monotonic() - self.began, 2)
-                score = result.scores.f1_50
-                self.progress(
-                    FinetuneProgress(self.done, self.total, None, score, False, seconds, "holding")
-                )
+            if time.monotonic() - self.told > _TELL or len(results) == len(samples):
+                self._tell(result.scores.f1_50)
         return results
+
+    def _tell(self, score: float) -> None:
+        self.told = time.monotonic()
+        if self.progress is not None:
+            seconds = round(self.told - self.began, 2)
+            self.progress(
+                FinetuneProgress(self.done, self.total, None, score, False, seconds, "holding")
+            )
 
 
 def between(
