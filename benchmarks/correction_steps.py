@@ -72,6 +72,8 @@ def _steps(nuclei: Path, folder: Path, depths: list[str]) -> list[dict[str, Any]
         step(f"finetune {what}", *learning, "--what", what, "--name", f"new-{what}")
     newest = f"new-{depths[-1]}"
     val = nuclei / "val"
+    held = ["--what", depths[-1], "--name", "held", "--regression", val]
+    step(f"finetune {depths[-1]}, held", *learning, *held)
     step("models compare", "models", "compare", "bundled", newest, "--data", val, *device)
     again = ["corrections", "rerun", *opened, "--model", newest, *device]
     step("corrections rerun, dry", *again, "--dry-run")
