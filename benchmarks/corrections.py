@@ -4,7 +4,7 @@ Run with ``python benchmarks/corrections.py run NUCLEI --out DIR``, NUCLEI being
 the sets ``train``, ``val`` and ``consep`` (images, labels, types and a manifest each). In every
 round a few regions more are corrected (their nuclei become the true ones), the model is
 fine-tuned from its base on all that were corrected so far (with ``--regression``: it goes back
-towards the base until no figure has lost a point there), and it is scored on images that
+towards the base until no figure has lost more than a point there), and it is scored on images that
 nobody corrected and on a set that has nothing to do with the corrections. Regions are chosen as
 ``corrections suggest`` does, by the model of the round before, or at random. Two stories:
 

@@ -109,10 +109,7 @@ def compare_on_samples(
     progress: Callable[[ImageResult], None] | None = None,
 ) -> Comparison:
     """As :func:`compare_models`, of samples that are in memory."""
-    # A class that only one of them has is a mistake of the other.
-    counted: set[int] = set()
-    for model in (a, b):
-        counted.update(*types_of_classes(model.info.classes, own_types))
+    counted = counted_types((a, b), own_types)
     results: tuple[list[ImageResult], list[ImageResult]] = ([], [])
     for sample in samples:
         for model, scored in zip((a, b), results, strict=True):
@@ -145,6 +142,16 @@ def compare_results(
     )
     nuclei = sum(result.nuclei for result in a)
     return Comparison(*names, len(a), nuclei, tuple(figures), overall)
+
+
+def counted_types(
+    models: Sequence[NucleusModel], own_types: Mapping[str, int] | None = None
+) -> set[int]:
+    """Type ids that count for the classes: one that only one model has is the other's mistake."""
+    classes = [model.info.classes for model in models]
+    return set().union(
+        *(types for names in classes for types in types_of_classes(names, own_types))
+    )
 
 
 def lost_figures(comparison: Comparison) -> list[str]:

@@ -22,7 +22,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from pathosam_qupath.corrections.holding import RegressionSet, share_held
+from pathosam_qupath.corrections.comparison import Comparison
+from pathosam_qupath.corrections.holding import RegressionSet, held_back
 from pathosam_qupath.corrections.learning_run import FinetuneProgress
 from pathosam_qupath.corrections.new_classes import with_classes
 from pathosam_qupath.corrections.samples import Sample
@@ -136,11 +137,13 @@ class Finetuned:
     weights : their file.
     way : how far from the base they lie, 1: where learning went, 0: they are the base's.
     share : how much of the way that would have been gone this is, for the regression set.
+    regression : of the model (B) with its base (A) on the regression set; None: there is none.
     """
 
     weights: Path
     way: float
     share: float = 1.0
+    regression: Comparison | None = None
 
 
 def finetune(
@@ -184,11 +187,9 @@ def finetune(
     run = FinetuneRun(network, description, data, out, options, device)
     run.resume()
     run.go_on(progress)
-    if run.best_step == 0:
-        return Finetuned(out / BEST, 0.0)
-    share = 1.0
+    done = Finetuned(out / BEST, run.way if run.best_step else 0.0)
     if data.regression is not None:
         old = load_model(base, device)
-        share = share_held(old, run.weights_at, data.regression, out, progress)
-    best = run.weights_at(share)
-    return Finetuned(run.finish(best, progress) if share else best, share * run.way, share)
+        held = held_back(old, done.weights, run.write_between, data.regression, progress)
+        done = Finetuned(held.weights, done.way * held.share, held.share, held.comparison)
+    return replace(done, weights=run.finish(done.weights, progress)) if done.way else done

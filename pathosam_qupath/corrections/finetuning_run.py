@@ -83,17 +83,11 @@ class FinetuneRun(LearningRun):
         super().__init__(groups, schedule, out, identity, device, way)
         self.about = MARGIN * (1 if options.what == "class-head" else 3)  # a point of each figure
 
-    def weights_at(self, share: float) -> Path:
-        """A file of the weights between those that it began with (0) and the best ones (1)."""
-        best = self.out / BEST
-        if share == 1.0:
-            return best
-        path = self.out / f"{share:g}-{BEST}"
-        if not path.exists() or path.stat().st_mtime < best.stat().st_mtime:
-            network, description = load_weights(best)
-            network.load_state_dict(between(self.begin, network.state_dict(), share))
-            save_weights(path, network, description)
-        return path
+    def write_between(self, path: Path, share: float) -> None:
+        """Write the weights between those that it began with (0) and the best ones (1)."""
+        network, description = load_weights(self.out / BEST)
+        network.load_state_dict(between(self.begin, network.state_dict(), share))
+        save_weights(path, network, description)
 
     def finish(
         self, best: Path, progress: Callable[[FinetuneProgress], None] | None = None

@@ -129,18 +129,11 @@ def finetune_and_judge(
     new = load_model(done.weights, device)
     names = (str(base), name)
     held_out = kept = None
+    if done.regression is not None:
+        kept = replace(done.regression, a=names[0], b=names[1])
     if split.judging:
         held_out = compare_on_samples(
             old, new, split.judging, own_types=learning.own_types, names=names, progress=judged
-        )
-    if elsewhere is not None:
-        kept = compare_on_samples(
-            old,
-            new,
-            elsewhere.samples,
-            own_types=elsewhere.own_types,
-            names=names,
-            progress=judged,
         )
     prompts = None
     if start.compact and options.what != "class-head":

@@ -18,8 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pathosam_qupath.corrections.comparison import compare_results, lost_figures
-from pathosam_qupath.corrections.evaluation import ImageResult, score_samples, types_of_classes
+from pathosam_qupath.corrections.comparison import (
+    Comparison,
+    FigureComparison,
+    compare_results,
+    counted_types,
+    lost_figures,
+)
+from pathosam_qupath.corrections.evaluation import ImageResult, score_samples
 from pathosam_qupath.corrections.learning_run import FinetuneProgress
 from pathosam_qupath.corrections.samples import Sample
 from pathosam_qupath.model import load_model
@@ -50,60 +56,99 @@ class RegressionSet:
     identity: str = ""
 
 
-def share_held(
-    base: NucleusModel,
-    weights_at: Callable[[float], Path],
-    regression: RegressionSet,
-    out: Path,
-    progress: Callable[[FinetuneProgress], None] | None = None,
-) -> float:
-    """How much of the way from the base may be gone, 0: nothing of it.
+@dataclass(frozen=True)
+class Held:
+    """How much of the way from the base was gone.
 
-    Decided anew where an earlier call with the same samples was cut off; else it is read.
+    Attributes
+    ----------
+    share : 1: all of it, 0: nothing of it.
+    weights : their file.
+    comparison : of the model there (B) with its base (A) on the regression set.
+    """
+
+    share: float
+    weights: Path
+    comparison: Comparison
+
+
+def held_back(
+    base: NucleusModel,
+    best: Path,
+    write: Callable[[Path, float], None],
+    regression: RegressionSet,
+    progress: Callable[[FinetuneProgress], None] | None = None,
+) -> Held:
+    """How much of the way from the base to the best weights may be gone.
+
+    Decided anew where an earlier call with the same samples was cut off; else it is read from
+    the file :data:`HELD` beside the weights, which tells what was lost with each share.
 
     Parameters
     ----------
     base : what was fine-tuned.
-    weights_at : writes the weights at a share of the way; their file.
-    out : folder of the fine-tuning, whose file :data:`HELD` tells what was lost with each share.
+    write : writes the weights at a share of the way to a file.
     """
-    record, learnt = out / HELD, weights_at(1.0)
-    identity = [regression.identity, learnt.stat().st_mtime_ns]
+    record = best.with_name(HELD)
+    identity = [regression.identity, best.stat().st_mtime_ns]
     if record.is_file():
         known = json.loads(record.read_text())
         if known["identity"] == identity:
-            return float(known["share"])
-    look, counted = _Look(regression, progress), set[int]()
-    for model in (base, load_model(learnt, base.device)):
-        counted.update(*types_of_classes(model.info.classes, regression.own_types))
-    before, tried = look.scored(base, counted), dict[float, list[dict[str, Any]]]()
-    kept = 0.0
+            share = float(known["share"])
+            return Held(share, _weights_at(share, best, write), _comparison(known["comparison"]))
+    look, tried = _Look(base, regression, progress), dict[float, list[dict[str, Any]]]()
     for share in SHARES:
-        model = load_model(weights_at(share), base.device)
-        compared = compare_results(before, look.scored(model, counted), names=("base", "new"))
+        compared = look.compared(load_model(_weights_at(share, best, write), base.device))
         tried[share] = [asdict(figure) for figure in compared.figures]
         if not lost_figures(compared):
-            kept = share
             break
+    else:
+        share, compared = 0.0, look.compared(base)
+    decided = {"identity": identity, "share": share, "tried": tried, "comparison": asdict(compared)}
     temporary = record.with_suffix(".part")
-    decided = {"identity": identity, "share": kept, "tried": tried}
     temporary.write_text(json.dumps(decided, indent=1))
     temporary.replace(record)
-    return kept
+    return Held(share, _weights_at(share, best, write), compared)
+
+
+def _weights_at(share: float, best: Path, write: Callable[[Path, float], None]) -> Path:
+    """The file of the weights at a share of the way; written if it is not there."""
+    if share == 1.0:
+        return best
+    path = best.with_name(f"{share:g}-{best.name}")
+    if not path.exists() or path.stat().st_mtime < best.stat().st_mtime:
+        write(path, share)
+    return path
+
+
+def _comparison(known: dict[str, Any]) -> Comparison:
+    figures = tuple(FigureComparison(**figure) for figure in known["figures"])
+    return Comparison(**{**known, "figures": figures})
 
 
 class _Look:
-    """Looks at the samples with one model after another, and tells how far that is."""
+    """Compares one model after another with their base, and tells how far that is."""
 
     def __init__(
-        self, regression: RegressionSet, progress: Callable[[FinetuneProgress], None] | None
+        self,
+        base: NucleusModel,
+        regression: RegressionSet,
+        progress: Callable[[FinetuneProgress], None] | None,
     ) -> None:
-        self.regression, self.progress = regression, progress
+        self.base, self.regression, self.progress = base, regression, progress
+        self.before: list[ImageResult] = []
         self.began = self.told = time.monotonic()
         self.done = 0
         self.total = len(regression.samples) * (1 + len(SHARES))
 
-    def scored(self, model: NucleusModel, counted: set[int]) -> list[ImageResult]:
+    def compared(self, model: NucleusModel) -> Comparison:
+        """A model (B) and its base (A)."""
+        counted = counted_types((self.base, model), self.regression.own_types)
+        self.before = self.before or self._scored(self.base, counted)
+        after = self.before if model is self.base else self._scored(model, counted)
+        return compare_results(self.before, after, names=("base", "new"))
+
+    def _scored(self, model: NucleusModel, counted: set[int]) -> list[ImageResult]:
         """The results of a model, in the order of the samples."""
         samples, types = self.regression.samples, self.regression.own_types
         results = []

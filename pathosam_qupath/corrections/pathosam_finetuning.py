@@ -29,7 +29,7 @@ from pathosam_qupath.corrections.dataset import Batch
 from pathosam_qupath.corrections.evaluation import score_sample, summarize
 from pathosam_qupath.corrections.finetuning import Finetuned, FinetuneData
 from pathosam_qupath.corrections.finetuning_crops import crop_source
-from pathosam_qupath.corrections.holding import between, share_held
+from pathosam_qupath.corrections.holding import between, held_back
 from pathosam_qupath.corrections.learning_run import FinetuneProgress, LearningRun, Schedule
 from pathosam_qupath.corrections.losses import map_loss
 from pathosam_qupath.corrections.low_rank import add_low_rank, merge_low_rank
@@ -126,26 +126,22 @@ def finetune_pathosam(
     run = _Run(_copied(sam), _copied(unetr), data, out, options, device)
     run.resume()
     run.go_on(progress)
-    if run.best_step == 0:
-        return Finetuned(out / BEST, 0.0)
+    best, way = out / BEST, 1.0 if run.best_step else 0.0
     if data.regression is None:
-        return Finetuned(out / BEST, 1.0)
+        return Finetuned(best, way)
     old = load_model(base, device, decoder=decoder)
-    weights_at = partial(_weights_at, out / BEST, files.sam, state)
-    share = share_held(old, weights_at, data.regression, out, progress)
-    return Finetuned(weights_at(share), share, share)
+    write = partial(_write_between, files.sam, state, best)
+    held = held_back(old, best, write, data.regression, progress)
+    return Finetuned(held.weights, way * held.share, held.share, held.comparison)
 
 
-def _weights_at(
-    best: Path, sam: Mapping[str, Tensor], decoder: Mapping[str, Tensor], share: float
-) -> Path:
-    """A checkpoint between the weights that it began with (0) and the best ones (1)."""
-    path = best if share == 1.0 else best.with_name(f"{share:g}-{best.name}")
-    if not path.exists() or path.stat().st_mtime < best.stat().st_mtime:
-        files = read_checkpoint(best)
-        assert files.sam is not None and files.decoder is not None
-        _save_states(path, between(sam, files.sam, share), between(decoder, files.decoder, share))
-    return path
+def _write_between(
+    sam: Mapping[str, Tensor], decoder: Mapping[str, Tensor], best: Path, path: Path, share: float
+) -> None:
+    """Write a checkpoint between the weights that it began with (0) and the best ones (1)."""
+    files = read_checkpoint(best)
+    assert files.sam is not None and files.decoder is not None
+    _save_states(path, between(sam, files.sam, share), between(decoder, files.decoder, share))
 
 
 class _Run(LearningRun):
